@@ -1,0 +1,82 @@
+"""The admin queue's verbs that read: list and show. The verbs that move a saga go through the engine."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from watership.errors import OperationRefused, SagaNotFound
+from watership.machine.changes import change_to_data
+from watership.messages import AdminAnswer, AdminRequest, AdminVerb
+from watership.saga.storage.rows import changes_from_json
+from watership.saga.storage.schema import log_table, saga_table
+from watership.saga.storage.views import saga_view, summary_view
+from watership_orchestrator.judgement import Judgement
+
+LOG_ENTRIES_MAX = 5_000
+
+
+class Admin:
+    """Reads sagas for operators."""
+
+    def __init__(self, database: AsyncEngine, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+
+    async def read(self, request: AdminRequest) -> AdminAnswer:
+        """Answers a verb that changes nothing."""
+        if request.verb is AdminVerb.LIST:
+            return AdminAnswer(data=await self._list(request))
+        assert request.saga_id is not None, "checked where the request was read"
+        found = await self._show(request.saga_id)
+        if found is None:
+            return AdminAnswer(code=SagaNotFound.code, error=f"no saga has the id {request.saga_id}")
+        return AdminAnswer(data=found)
+
+    async def _list(self, request: AdminRequest) -> list[dict[str, Any]]:
+        t = saga_table.c
+        query = sa.select(t.saga_id, t.name, t.status, t.step, t.parked_reason, t.created_at_ms, t.updated_at_ms)
+        query = query.where(t.namespace == self._namespace, t.driver == "orchestrator")
+        if request.status is not None:
+            query = query.where(t.status == request.status.upper())
+        if request.parked is not None:
+            query = query.where(t.parked_reason.is_not(None) if request.parked else t.parked_reason.is_(None))
+        query = query.order_by(t.created_at_ms.desc()).limit(request.limit)
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [summary_view(dict(row)) for row in rows]
+
+    async def _show(self, saga_id: uuid.UUID) -> dict[str, Any] | None:
+        async with self._database.connect() as connection:
+            query = sa.select(saga_table).where(
+                saga_table.c.saga_id == saga_id, saga_table.c.namespace == self._namespace
+            )
+            row = (await connection.execute(query)).mappings().one_or_none()
+            if row is None:
+                return None
+            log_query = sa.select(log_table).where(log_table.c.saga_id == saga_id).order_by(log_table.c.seq)
+            entries = (await connection.execute(log_query.limit(LOG_ENTRIES_MAX))).mappings().all()
+        log = [
+            {
+                "seq": entry["seq"],
+                "at_ms": entry["at_ms"],
+                "cause": entry["cause"],
+                "changes": [change_to_data(change) for change in changes_from_json(entry["changes"])],
+            }
+            for entry in entries
+        ]
+        return saga_view(dict(row), log)
+
+
+def operated(refusal: str | None, judgement: Judgement | None) -> AdminAnswer:
+    """The answer to a verb that moved a saga, or did not."""
+    if refusal is not None:
+        missing = judgement is None or judgement.state is None
+        return AdminAnswer(code=SagaNotFound.code if missing else OperationRefused.code, error=refusal)
+    if judgement is None or judgement.state is None:
+        return AdminAnswer(code=OperationRefused.code, error="the saga is busy elsewhere; try again")
+    state = judgement.state
+    return AdminAnswer(data={"saga_id": str(judgement.saga_id), "status": state.status.value, "seq": state.seq})

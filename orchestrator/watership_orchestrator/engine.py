@@ -1,0 +1,309 @@
+"""The shell: a batch of arrivals -> one transaction -> publish -> what became of each. The judgement is elsewhere.
+
+The order is the law (1): commit, then publish, then acknowledge. An unacknowledged message is the outbox of its
+transition; a transition without a message is owed in its row from the commit on, until the broker has confirmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from watership.bus.protocol import Bus, Fate, Message
+from watership.bus.topology import Topology
+from watership.errors import SagaConflict, StoreUnavailable
+from watership.machine.state import MACHINE_VERSION
+from watership.messages import AdminRequest, StartSaga
+from watership_orchestrator.judgement import Arrival, Judgement, NeedsHistory, Plans, Rejection, judge
+from watership_orchestrator.outbox import Outgoing, messages_of, rejection_message
+from watership_orchestrator.plans import PlanBook
+from watership_orchestrator.store import (
+    RETURNED,
+    Batch,
+    ChangedRow,
+    LedgerLine,
+    NewRow,
+    Store,
+    StoredSaga,
+)
+
+log = logging.getLogger("watership.orchestrator")
+
+PUBLISH_WINDOW_S = 5.0
+OWED_RETRY_MS = 5_000
+RETRIES_MAX = 8
+# Classes of SQLSTATE that say "not now": connection, resources, rollback, object in use, shutting down.
+_PASSING = ("08", "40", "53", "55", "57")
+
+
+@dataclasses.dataclass(slots=True)
+class BatchResult:
+    """What became of a batch. ``again``: to be judged in a later batch, since their sagas were locked elsewhere.
+
+    ``redeliver``: committed, but not published in time: the broker must bring them again.
+    """
+
+    again: list[Arrival] = dataclasses.field(default_factory=list)
+    redeliver: list[Arrival] = dataclasses.field(default_factory=list)
+    rejections: list[Rejection] = dataclasses.field(default_factory=list)
+    refusals: dict[int, str] = dataclasses.field(default_factory=dict)
+    states: dict[uuid.UUID, Judgement] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(slots=True)
+class _Committed:
+    judgements: list[Judgement]
+    plans: Plans
+    result: BatchResult
+
+
+class Engine:
+    """Decides and sends for one namespace. Any number of them run side by side; row locks keep them apart."""
+
+    def __init__(self, store: Store, bus: Bus, plans: PlanBook, topology: Topology) -> None:
+        self._store = store
+        self._bus = bus
+        self._plans = plans
+        self._topology = topology
+
+    async def process(self, arrivals: Sequence[Arrival]) -> BatchResult:
+        """Judges, commits, publishes. On return, each arrival that the result does not name may be acknowledged."""
+        started_s, generation = time.monotonic(), self._bus.generation
+        committed = await self._commit_or_split(arrivals)
+        result = committed.result
+        late = time.monotonic() - started_s > PUBLISH_WINDOW_S or self._bus.generation != generation
+        if late:  # law 3: a process that was stopped publishes nothing old
+            log.warning("a batch of %d was committed too long ago, or its channel is gone: not published", len(arrivals))
+            redeliver = {judgement.saga_id for judgement in committed.judgements if judgement.moved}
+            result.redeliver = [arrival for arrival in arrivals if arrival.saga_id in redeliver and arrival.message]
+            return result
+        await self._publish(committed)
+        return result
+
+    async def look(self, limit: int) -> int:
+        """The reaper's batch: what is due or owed, oldest first. How many it looked at."""
+        async with self._store.batch() as batch:
+            ids = await batch.due(limit)
+        if not ids:
+            return 0
+        result = await self.process([Arrival(saga_id, None) for saga_id in ids])
+        return len(ids) - len(result.again)
+
+    # --- deciding
+
+    async def _commit_or_split(self, arrivals: Sequence[Arrival]) -> _Committed:
+        """Commits the batch; if it cannot, each saga alone, so that a poisonous one fails alone."""
+        for attempt in range(1, RETRIES_MAX + 1):
+            try:
+                return await self._commit(arrivals)
+            except Exception as error:  # told apart here: the database's state, or this batch's own fault
+                if not _is_passing(error):
+                    if len({arrival.saga_id for arrival in arrivals}) == 1:
+                        return await self._poisonous(arrivals, error)
+                    break
+                if attempt == RETRIES_MAX:
+                    raise StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}") from error
+                await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311 - spreading retries
+        return await self._commit_each(arrivals)
+
+    async def _commit_each(self, arrivals: Sequence[Arrival]) -> _Committed:
+        whole: _Committed | None = None
+        for group in _by_saga(arrivals).values():
+            one = await self._commit_or_split(group)
+            if whole is None:
+                whole = one
+                continue
+            whole.judgements.extend(one.judgements)
+            whole.result.again.extend(one.result.again)
+            whole.result.rejections.extend(one.result.rejections)
+            whole.result.refusals.update(one.result.refusals)
+            whole.result.states.update(one.result.states)
+        assert whole is not None, "a batch is never empty"
+        return whole
+
+    async def _poisonous(self, arrivals: Sequence[Arrival], error: Exception) -> _Committed:
+        saga_id = arrivals[0].saga_id
+        log.error("saga %s: what arrived for it cannot be judged", saga_id, exc_info=error)
+        await self._store.back_off([saga_id], back_off_ms=60_000)
+        result = BatchResult()
+        for arrival in arrivals:
+            reason = f"saga {saga_id}: {type(error).__name__}: {error}"
+            if isinstance(arrival.message, AdminRequest):
+                result.refusals[id(arrival)] = reason
+            elif arrival.message is not None:
+                result.rejections.append(Rejection(arrival, "poisonous", reason))
+        return _Committed([], await self._plans.get((), ()), result)
+
+    async def _commit(self, arrivals: Sequence[Arrival]) -> _Committed:
+        by_saga = _by_saga(arrivals)
+        result = BatchResult()
+        async with self._store.batch() as batch:
+            stored = await batch.lock(by_saga)
+            for saga_id in await self._elsewhere(batch, by_saga, stored, result):
+                result.again.extend(by_saga.pop(saga_id))
+            plans = await self._plans_for(stored.values(), arrivals)
+            judgements = await self._judge_all(batch, by_saga, stored, plans)
+            judgements = await self._write(batch, judgements, by_saga, result)
+        for judgement in judgements:
+            result.rejections.extend(judgement.rejections)
+            result.refusals.update(judgement.refusals)
+            result.states[judgement.saga_id] = judgement
+        return _Committed(judgements, plans, result)
+
+    async def _elsewhere(
+        self,
+        batch: Batch,
+        by_saga: dict[uuid.UUID, list[Arrival]],
+        stored: dict[uuid.UUID, StoredSaga],
+        result: BatchResult,
+    ) -> set[uuid.UUID]:
+        """Sagas that exist, and that somebody else has locked, or a newer machine has written."""
+        unknown = [
+            saga_id
+            for saga_id, group in by_saga.items()
+            if saga_id not in stored and not isinstance(group[0].message, StartSaga)
+        ]
+        existing = await batch.existing(unknown)
+        elsewhere = {saga_id for saga_id, ours in existing.items() if ours}
+        newer = {saga_id for saga_id, saga in stored.items() if saga.machine_version > MACHINE_VERSION}
+        return elsewhere | newer
+
+    async def _plans_for(self, stored: Iterable[StoredSaga], arrivals: Sequence[Arrival]) -> Plans:
+        hashes, names = set(), set()
+        for saga in stored:
+            if saga.state.plan_hash is not None:
+                hashes.add(saga.state.plan_hash)
+            else:
+                names.add(saga.state.name)
+        for arrival in arrivals:
+            if isinstance(arrival.message, StartSaga):
+                if arrival.message.plan is not None:
+                    hashes.add(arrival.message.plan)
+                else:
+                    names.add(arrival.message.saga)
+        return await self._plans.get(hashes, names)
+
+    async def _judge_all(
+        self,
+        batch: Batch,
+        by_saga: dict[uuid.UUID, list[Arrival]],
+        stored: dict[uuid.UUID, StoredSaga],
+        plans: Plans,
+    ) -> list[Judgement]:
+        judgements, with_history = [], []
+        for saga_id, group in by_saga.items():
+            try:
+                judgements.append(judge(saga_id, stored.get(saga_id), group, plans, batch.now_ms))
+            except NeedsHistory:
+                with_history.append(saga_id)
+        if with_history:
+            logs = await batch.history(with_history)
+            judgements.extend(
+                judge(saga_id, stored.get(saga_id), by_saga[saga_id], plans, batch.now_ms, logs[saga_id])
+                for saga_id in with_history
+            )
+        return judgements
+
+    async def _write(
+        self,
+        batch: Batch,
+        judgements: list[Judgement],
+        by_saga: dict[uuid.UUID, list[Arrival]],
+        result: BatchResult,
+    ) -> list[Judgement]:
+        """Writes what moved; the judgements that stand. A new saga that somebody else made first is judged again."""
+        made = await batch.insert(
+            [
+                NewRow(j.saga_id, j.state, j.input_hash, j.reply_to, j.traceparent)
+                for j in judgements
+                if j.is_new and j.state is not None
+            ]
+        )
+        taken = [j.saga_id for j in judgements if j.is_new and j.saga_id not in made]
+        for saga_id, ours in (await batch.existing(taken)).items():
+            if ours:
+                result.again.extend(by_saga[saga_id])
+            else:
+                result.rejections.extend(_taken(arrival) for arrival in by_saga[saga_id])
+        standing = [j for j in judgements if j.saga_id not in taken]
+        await batch.update(
+            [
+                ChangedRow(j.saga_id, j.state, owed=_owes(j), looked=j.looked)
+                for j in standing
+                if j.moved and not j.is_new and j.state is not None
+            ]
+        )
+        await batch.log([(j.saga_id, entry) for j in standing for entry in j.entries])
+        await batch.ledger([LedgerLine(j.saga_id, reason, text) for j in standing for reason, text in j.ledger])
+        await batch.looked([j.saga_id for j in standing if j.looked and not j.moved and j.state is not None])
+        return standing
+
+    # --- sending
+
+    async def _publish(self, committed: _Committed) -> None:
+        outgoing: list[Outgoing] = []
+        for judgement in committed.judgements:
+            plan = committed.plans.of(judgement.state) if judgement.state is not None else None
+            outgoing.extend(messages_of(judgement, plan, self._topology))
+        answers = [rejection_message(rejection) for rejection in committed.result.rejections]
+        messages: list[Message] = [item.message for item in outgoing]
+        messages.extend(message for message in answers if message is not None)
+        fates = await self._bus.publish(messages) if messages else []
+        await self._settle(committed.judgements, outgoing, fates)
+
+    async def _settle(self, judgements: list[Judgement], outgoing: list[Outgoing], fates: list[Fate]) -> None:
+        """Marks what is not confirmed as owed, and what was owed and is confirmed now as settled."""
+        seqs = {j.saga_id: j.state.seq for j in judgements if j.state is not None}
+        owing: dict[uuid.UUID, str] = {}
+        for item, fate in zip(outgoing, fates, strict=False):
+            if item.required and fate is not Fate.CONFIRMED:
+                owing[item.saga_id] = _owed_reason(item, fate)
+        if owing:
+            lines = [(saga_id, seqs[saga_id], reason) for saga_id, reason in owing.items()]
+            await self._store.owe(lines, wake_in_ms=OWED_RETRY_MS)
+        settled = [(j.saga_id, seqs[j.saga_id]) for j in judgements if j.looked and j.saga_id not in owing]
+        settled = [line for line in settled if line[0] in seqs]
+        if settled:
+            await self._store.settle(settled)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same batch may go through later: the database was away, or two transactions met."""
+    if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None)
+        return error.connection_invalidated or state is None or state.startswith(_PASSING)
+    return isinstance(error, OSError | TimeoutError | PoolTimeout)
+
+
+def _taken(arrival: Arrival) -> Rejection:
+    reason = f"the id {arrival.saga_id} is taken by a saga of another namespace, or by one that runs embedded"
+    return Rejection(arrival, SagaConflict.code, reason)
+
+
+def _owes(judgement: Judgement) -> bool:
+    """A transition without a message owes what it sends: nobody would bring it again but the reaper."""
+    sends = bool(judgement.commands_to_send() or judgement.notices)
+    return sends and not judgement.by_message
+
+
+def _owed_reason(item: Outgoing, fate: Fate) -> str:
+    if fate is Fate.RETURNED:
+        return f"{RETURNED}: no queue is bound to {item.message.routing_key}"
+    return f"{fate}: the broker did not confirm {item.message.routing_key}"
+
+
+def _by_saga(arrivals: Iterable[Arrival]) -> dict[uuid.UUID, list[Arrival]]:
+    grouped: dict[uuid.UUID, list[Arrival]] = {}
+    for arrival in arrivals:
+        grouped.setdefault(arrival.saga_id, []).append(arrival)
+    return grouped
+
+

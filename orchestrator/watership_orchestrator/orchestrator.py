@@ -1,0 +1,244 @@
+"""The orchestrator service: consumes starts, replies, control and admin; hands batches to the engine; acknowledges."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from watership.bus.protocol import Bus, Delivery, Message, Subscription
+from watership.bus.topology import Topology
+from watership.errors import InvalidPayload, LimitExceeded, StoreUnavailable, WatershipError
+from watership.messages import (
+    AdminAnswer,
+    AdminRequest,
+    AdminVerb,
+    RegisterAnswer,
+    RegisterWorker,
+    SagaRejected,
+    StartSaga,
+    StepReply,
+    WireMessage,
+    read,
+)
+from watership.service import Supervised, patiently
+from watership.settings import Settings
+from watership_orchestrator.admin import Admin, operated
+from watership_orchestrator.engine import BatchResult, Engine
+from watership_orchestrator.inbox import Inbox
+from watership_orchestrator.judgement import Arrival
+from watership_orchestrator.outbox import answer
+from watership_orchestrator.plans import PlanBook
+from watership_orchestrator.store import Store
+
+log = logging.getLogger("watership.orchestrator")
+
+STORE_RETRY_S = 1.0
+LOCKED_RETRY_S = 0.01
+
+
+class Orchestrator:
+    """One of any number of orchestrators. It holds no saga between two batches."""
+
+    def __init__(self, settings: Settings, bus: Bus, database: AsyncEngine) -> None:
+        self.name = f"orchestrator {socket.gethostname()}:{uuid.uuid4().hex[:6]}"
+        self._settings = settings
+        self._bus = bus
+        self._database = database
+        self._topology = Topology(settings.namespace)
+        self._plans = PlanBook(database, settings.namespace)
+        self._engine = Engine(Store(database, settings.namespace), bus, self._plans, self._topology)
+        self._admin = Admin(database, settings.namespace)
+        self._inbox = Inbox()
+        self._subscriptions: list[Subscription] = []
+        self._aside = Supervised()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connects, declares the namespace's exchanges and queues, and consumes."""
+        await patiently(self.name, self._bus.open)
+        await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
+        prefetch = self._settings.prefetch
+        for key, handler in (
+            ("replies", self._inbox.put_reply),
+            ("start", self._inbox.put),
+            ("admin", self._on_admin),
+            ("control", self._on_control),
+        ):
+            queue = self._topology.queue_name(key)
+            self._subscriptions.append(await self._bus.consume(queue, prefetch=prefetch, on_delivery=handler))
+
+    async def run(self) -> None:
+        """Batches, one after the other. A cancellation waits for the batch in hand."""
+        self._loop = asyncio.create_task(self._batches(), name=f"{self.name} batches")
+        await asyncio.shield(self._loop)
+
+    async def _batches(self) -> None:
+        while True:
+            self._idle.set()
+            deliveries = await self._inbox.take(self._settings.batch_size_max)
+            self._idle.clear()
+            await self._batch(deliveries)
+
+    async def drain(self) -> None:
+        """Takes nothing new; finishes what is in hand; what was not begun is delivered to others."""
+        for subscription in self._subscriptions:
+            await subscription.cancel()
+        while len(self._inbox) or not self._idle.is_set():
+            if self._loop is None or self._loop.done():
+                break
+            await asyncio.sleep(0.01)
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        await self._aside.wait()
+        await self._bus.close()
+        await self._database.dispose()
+
+    # --- batches
+
+    async def _batch(self, deliveries: Sequence[Delivery]) -> None:
+        arrivals: dict[int, tuple[Arrival, Delivery]] = {}
+        for delivery in deliveries:
+            arrival = await self._arrival(delivery)
+            if arrival is not None:
+                arrivals[id(arrival)] = (arrival, delivery)
+        if not arrivals:
+            return
+        result = await self._process([arrival for arrival, _ in arrivals.values()])
+        await self._finish(arrivals, result)
+
+    async def _process(self, arrivals: list[Arrival]) -> BatchResult:
+        while True:
+            try:
+                return await self._engine.process(arrivals)
+            except StoreUnavailable as error:
+                log.warning("%s; %d messages wait", error, len(arrivals))
+                await asyncio.sleep(STORE_RETRY_S)
+
+    async def _finish(self, arrivals: dict[int, tuple[Arrival, Delivery]], result: BatchResult) -> None:
+        """Acknowledges last, when all that followed is confirmed or owed."""
+        open_ids = set(arrivals)
+        again = [arrivals[id(arrival)][1] for arrival in result.again]
+        open_ids.difference_update(id(arrival) for arrival in result.again)
+        self._inbox.put_back(again, replies_queue=self._topology.queue_name("replies"))
+        for arrival in result.redeliver:
+            if id(arrival) in open_ids:
+                open_ids.discard(id(arrival))
+                await self._bus.reject(arrivals[id(arrival)][1], requeue=True)
+        for rejection in result.rejections:
+            if id(rejection.arrival) in open_ids:
+                open_ids.discard(id(rejection.arrival))
+                log.warning("refused: %s", rejection.reason)
+                await self._bus.reject(arrivals[id(rejection.arrival)][1], requeue=False)
+        await self._answer_operators([arrivals[key] for key in open_ids], result)
+        await self._bus.ack([arrivals[key][1] for key in arrivals if key in open_ids])
+        if again and len(again) == len(arrivals):
+            await asyncio.sleep(LOCKED_RETRY_S)  # all are locked elsewhere: let that transaction end
+
+    async def _answer_operators(self, done: list[tuple[Arrival, Delivery]], result: BatchResult) -> None:
+        answers: list[Message] = []
+        for arrival, delivery in done:
+            if isinstance(arrival.message, AdminRequest) and delivery.reply_to is not None:
+                body = operated(result.refusals.get(id(arrival)), result.states.get(arrival.saga_id))
+                answers.append(_answer_to(delivery, body))
+        if answers:
+            await self._bus.publish(answers)
+
+    async def _arrival(self, delivery: Delivery) -> Arrival | None:
+        try:
+            message = read(delivery.type, delivery.body)
+        except (InvalidPayload, LimitExceeded) as error:
+            await self._refuse(delivery, error)
+            return None
+        if isinstance(message, AdminRequest):
+            assert message.saga_id is not None, "list and show were answered aside"
+        elif not isinstance(message, StartSaga | StepReply):
+            await self._refuse(delivery, InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}"))
+            return None
+        saga_id = message.saga_id
+        assert saga_id is not None
+        trace = delivery.headers.get("traceparent")
+        return Arrival(
+            saga_id,
+            message,
+            redelivered=delivery.redelivered,
+            reply_to=delivery.reply_to,
+            traceparent=trace if isinstance(trace, str) and len(trace) <= 64 else None,
+        )
+
+    async def _refuse(self, delivery: Delivery, error: WatershipError) -> None:
+        """Dead-letters a message that cannot be read, with the reason to its sender."""
+        log.warning("refused a message on %s: %s", delivery.queue, error)
+        if delivery.reply_to is not None:
+            await self._bus.publish([_answer_to(delivery, SagaRejected(code=error.code, reason=str(error)))])
+        await self._bus.reject(delivery, requeue=False)
+
+    # --- control and admin, aside from the batches
+
+    def _on_control(self, delivery: Delivery) -> None:
+        self._aside.begin(self._register(delivery), name="register")
+
+    async def _register(self, delivery: Delivery) -> None:
+        try:
+            message = read(delivery.type, delivery.body)
+            if not isinstance(message, RegisterWorker):
+                raise InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}")
+            refused = await self._plans.register(message)
+        except (InvalidPayload, LimitExceeded) as error:
+            await self._refuse(delivery, error)
+            return
+        except Exception:
+            log.exception("a worker's announcement could not be kept; it announces itself again")
+            await self._bus.ack([delivery])
+            return
+        for sentence in refused:
+            log.warning("refused: %s", sentence)
+        if delivery.reply_to is not None:
+            await self._bus.publish([_answer_to(delivery, RegisterAnswer(refused=tuple(refused)))])
+        await self._bus.ack([delivery])
+
+    def _on_admin(self, delivery: Delivery) -> None:
+        self._aside.begin(self._administer(delivery), name="admin")
+
+    async def _administer(self, delivery: Delivery) -> None:
+        try:
+            message = read(delivery.type, delivery.body)
+            if not isinstance(message, AdminRequest):
+                raise InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}")
+            if message.verb is not AdminVerb.LIST and message.saga_id is None:
+                raise InvalidPayload(f"the verb {message.verb} needs a saga_id")
+        except (InvalidPayload, LimitExceeded) as error:
+            await self._answer_and_ack(delivery, AdminAnswer(code=error.code, error=str(error)))
+            return
+        if message.verb in (AdminVerb.RETRY, AdminVerb.COMPENSATE):
+            self._inbox.put(delivery)  # it moves a saga: judged with everything else that arrives for it
+            return
+        try:
+            body = await self._admin.read(message)
+        except Exception as error:
+            log.exception("an operator's %s failed", message.verb)
+            body = AdminAnswer(code="error", error=f"{message.verb} failed: {type(error).__name__}: {error}")
+        await self._answer_and_ack(delivery, body)
+
+    async def _answer_and_ack(self, delivery: Delivery, body: AdminAnswer) -> None:
+        if delivery.reply_to is not None:
+            await self._bus.publish([_answer_to(delivery, body)])
+        await self._bus.ack([delivery])
+
+
+def _answer_to(delivery: Delivery, body: WireMessage) -> Message:
+    """An answer carries the request's correlation id, as every AMQP client expects."""
+    assert delivery.reply_to is not None
+    return answer(
+        body,
+        delivery.reply_to,
+        message_id=f"{delivery.message_id or uuid.uuid4()}:answer",
+        correlation_id=delivery.correlation_id,
+    )

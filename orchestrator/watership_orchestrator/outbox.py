@@ -1,0 +1,170 @@
+"""What a committed judgement sends, as messages: commands to workers, progress and ends to whoever watches. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from watership.bus.protocol import Message
+from watership.bus.topology import Topology
+from watership.machine.effects import Effect, NotifyEnd, NotifyParked, NotifyStep, SendCommand
+from watership.machine.plan import FallbackPlan, Plan
+from watership.machine.state import Action, SagaState
+from watership.messages import ErrorOnWire, SagaEnded, SagaKnown, SagaProgress, SagaRejected, StepCommand, WireMessage
+from watership_orchestrator.judgement import Judgement, Rejection
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message and the saga that owes it. ``required``: without a confirm, the saga still owes it."""
+
+    saga_id: uuid.UUID
+    message: Message
+    required: bool
+
+
+def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> list[Outgoing]:
+    """Everything that one saga sends after its commit, commands first."""
+    state = judgement.state
+    if state is None:
+        return []
+    outgoing = [
+        Outgoing(judgement.saga_id, _command(judgement, state, plan, command, topology), required=True)
+        for command in judgement.commands_to_send()
+        if plan is not None
+    ]
+    for notice in dict.fromkeys(_key(notice) for notice in judgement.notices):
+        effect = next(effect for effect in judgement.notices if _key(effect) == notice)
+        outgoing.extend(_notices(judgement, state, effect, topology))
+    outgoing.extend(_known(judgement, state.seq, reply_to) for reply_to in judgement.known_to)
+    return outgoing
+
+
+def _known(judgement: Judgement, seq: int, reply_to: str) -> Outgoing:
+    body = SagaKnown(saga_id=judgement.saga_id, seq=seq)
+    message_id = f"{judgement.saga_id}:{seq}:{body.kind}"
+    message = answer(body, reply_to, message_id=message_id, correlation_id=str(judgement.saga_id))
+    return Outgoing(judgement.saga_id, message, required=False)
+
+
+def _key(effect: Effect) -> tuple[str, int]:
+    return type(effect).__name__, getattr(effect, "seq", 0)
+
+
+def rejection_message(rejection: Rejection) -> Message | None:
+    """The answer to a refused start; None if its sender named no ``reply_to``."""
+    arrival = rejection.arrival
+    if arrival.reply_to is None:
+        return None
+    body = SagaRejected(saga_id=arrival.saga_id, code=rejection.code, reason=rejection.reason)
+    return answer(body, arrival.reply_to, message_id=f"{arrival.saga_id}:rejected", correlation_id=str(arrival.saga_id))
+
+
+def answer(body: WireMessage, reply_to: str, *, message_id: str, correlation_id: str | None) -> Message:
+    """A message to a ``reply_to`` queue. One whose queue is gone is dropped, and counts as sent."""
+    return Message(
+        exchange="",
+        routing_key=reply_to,
+        body=body.to_body(),
+        type=body.kind,
+        message_id=message_id,
+        correlation_id=correlation_id,
+        mandatory=False,
+    )
+
+
+def _headers(traceparent: str | None) -> Mapping[str, Any]:
+    return {"traceparent": traceparent} if traceparent else {}
+
+
+def _command(
+    judgement: Judgement, state: SagaState, plan: Plan | None, command: SendCommand, topology: Topology
+) -> Message:
+    assert plan is not None
+    step = plan.by_name[command.step]
+    node = plan.node_of[command.step]
+    generation = state.steps[command.step].generation if command.action is Action.COMPENSATE else 1
+    breaker = None
+    if isinstance(node, FallbackPlan) and node.breaker is not None and command.step == node.primary.name:
+        breaker = dataclasses.asdict(node.breaker)
+    body = StepCommand.model_construct(
+        v=1,
+        saga=state.name,
+        saga_id=judgement.saga_id,
+        step=command.step,
+        action=command.action,
+        attempt=command.attempt,
+        generation=generation,
+        idempotency_key=f"{judgement.saga_id}:{command.step}:{command.action}:{generation}",
+        timeout_ms=step.timeout_ms,
+        context=state.context,
+        breaker=breaker,
+    )
+    return Message(
+        exchange=topology.exchange,
+        routing_key=topology.step_key(step.queue),
+        body=body.to_body(),
+        type=StepCommand.kind,
+        message_id=f"{judgement.saga_id}:{command.step}:{command.action}:{command.attempt}:{generation}",
+        correlation_id=str(judgement.saga_id),
+        # Acts only: expiry is hygiene, and a compensation must never be thrown away.
+        expiration_ms=step.queue_within_ms if command.action is Action.ACT else None,
+        headers=_headers(judgement.traceparent),
+    )
+
+
+def _notices(judgement: Judgement, state: SagaState, effect: Effect, topology: Topology) -> Sequence[Outgoing]:
+    body: SagaProgress | SagaEnded
+    if isinstance(effect, NotifyStep):
+        if judgement.reply_to is None:
+            return ()
+        body = SagaProgress(
+            saga_id=judgement.saga_id,
+            seq=effect.seq,
+            step=effect.step,
+            response=effect.response,
+            patch=effect.patch,
+        )
+    elif isinstance(effect, NotifyEnd | NotifyParked):
+        body = ended(judgement.saga_id, state, effect.seq)
+    else:
+        return ()
+    message_id = f"{judgement.saga_id}:{effect.seq}:{body.kind}"
+    outgoing = []
+    if judgement.reply_to is not None:
+        to_watcher = answer(
+            body, judgement.reply_to, message_id=message_id, correlation_id=str(judgement.saga_id)
+        )
+        outgoing.append(Outgoing(judgement.saga_id, to_watcher, required=False))
+    if isinstance(body, SagaEnded):
+        outgoing.append(Outgoing(judgement.saga_id, _event(body, message_id, topology), required=True))
+    return outgoing
+
+
+def ended(saga_id: uuid.UUID, state: SagaState, seq: int) -> SagaEnded:
+    """How a saga ended, or that it is parked."""
+    return SagaEnded(
+        saga_id=saga_id,
+        saga=state.name,
+        seq=seq,
+        status=state.status.value,
+        context=state.context,
+        failed_step=state.failure.step if state.failure is not None else None,
+        error=ErrorOnWire.of(state.failure),
+        parked_reason=state.parked_reason,
+    )
+
+
+def _event(body: SagaEnded, message_id: str, topology: Topology) -> Message:
+    event = "parked" if body.parked_reason is not None else body.status.lower()
+    return Message(
+        exchange=topology.events_exchange,
+        routing_key=f"saga.{body.saga}.{event}",
+        body=body.to_body(),
+        type=body.kind,
+        message_id=f"{message_id}:event",
+        correlation_id=str(body.saga_id),
+        mandatory=False,
+    )

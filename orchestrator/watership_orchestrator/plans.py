@@ -1,0 +1,158 @@
+"""The plans and handlers that workers registered, and the check of a context against its plan's schema.
+
+The only importer of jsonschema-rs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jsonschema_rs
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from watership import codec
+from watership.errors import DefinitionError
+from watership.machine.plan import Plan
+from watership.messages import HandlerOnWire, RegisterWorker
+from watership.saga.storage.schema import handler_table, plan_table
+from watership_orchestrator.judgement import Plans
+
+NEWEST_FRESH_S = 1.0
+HANDLER_ALIVE_MS = 180_000
+
+
+@dataclasses.dataclass(slots=True)
+class _Newest:
+    plan: Plan | None
+    read_at_s: float
+
+
+class PlanBook:
+    """Plans by hash, which never change, and the newest one of each saga, which is read again every second."""
+
+    def __init__(self, engine: AsyncEngine, namespace: str) -> None:
+        self._engine = engine
+        self._namespace = namespace
+        self._by_hash: dict[str, Plan] = {}
+        self._newest: dict[str, _Newest] = {}
+        self._validators: dict[str, Any] = {}
+
+    async def get(self, hashes: Iterable[str], names: Iterable[str]) -> Plans:
+        """The plans that a batch needs. Unknown ones are looked for in the database, at most once a second."""
+        now_s = time.monotonic()
+        wanted = {plan_hash for plan_hash in hashes if plan_hash not in self._by_hash}
+        stale = {name for name in names if self._is_stale(name, now_s)}
+        if wanted or stale:
+            await self._read(wanted, stale, now_s)
+        newest = {name: entry.plan for name, entry in self._newest.items() if entry.plan is not None}
+        return Plans(self._by_hash, newest, self._trouble_with)
+
+    def _is_stale(self, name: str, now_s: float) -> bool:
+        entry = self._newest.get(name)
+        return entry is None or now_s - entry.read_at_s >= NEWEST_FRESH_S
+
+    async def _read(self, hashes: set[str], names: set[str], now_s: float) -> None:
+        columns = (plan_table.c.plan_hash, plan_table.c.saga, plan_table.c.plan)
+        query = (
+            sa.select(*columns)
+            .where(plan_table.c.namespace == self._namespace)
+            .where(sa.or_(plan_table.c.plan_hash.in_(hashes), plan_table.c.saga.in_(names)))
+            # First registered last: an old worker that restarts cannot take over.
+            .order_by(plan_table.c.registered_at_ms, plan_table.c.plan_hash)
+        )
+        async with self._engine.connect() as connection:
+            rows = (await connection.execute(query)).all()
+        for name in names:
+            self._newest[name] = _Newest(None, now_s)
+        for row in rows:
+            plan = self._by_hash.get(row.plan_hash)
+            if plan is None:
+                plan = self._by_hash[row.plan_hash] = Plan.from_data(codec.loads(row.plan))
+            if row.saga in names:
+                self._newest[row.saga] = _Newest(plan, now_s)
+
+    def _trouble_with(self, plan: Plan, context: dict[str, Any]) -> str | None:
+        validator = self._validators.get(plan.hash)
+        if validator is None:
+            validator = self._validators[plan.hash] = jsonschema_rs.validator_for(dict(plan.context_schema))
+        if validator.is_valid(context):
+            return None
+        errors = list(validator.iter_errors(context))[:5]
+        return "; ".join(f"{'.'.join(str(part) for part in e.instance_path) or 'it'}: {e.message}" for e in errors)
+
+    # --- registering
+
+    async def register(self, message: RegisterWorker) -> list[str]:
+        """Keeps the plans and handlers that a worker announced; what it refused, a sentence each."""
+        refused: list[str] = []
+        plans: list[Plan] = []
+        for data in message.plans:
+            try:
+                plan = Plan.from_data(data)
+                jsonschema_rs.validator_for(dict(plan.context_schema))
+                plans.append(plan)
+            except (DefinitionError, ValueError) as error:
+                refused.append(f"a plan of worker {message.worker}: {error}")
+        async with self._engine.begin() as connection:
+            now_ms = (
+                await connection.execute(sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)"))
+            ).scalar_one()
+            if plans:
+                await self._keep_plans(connection, plans, int(now_ms))
+            for handler in sorted(message.handlers, key=lambda handler: handler.step):
+                problem = await self._keep_handler(connection, message.worker, handler, int(now_ms))
+                if problem is not None:
+                    refused.append(problem)
+        for plan in plans:
+            self._newest.pop(plan.saga, None)
+        return refused
+
+    async def _keep_plans(self, connection: Any, plans: Sequence[Plan], now_ms: int) -> None:
+        rows = [
+            {
+                "namespace": self._namespace,
+                "plan_hash": plan.hash,
+                "saga": plan.saga,
+                "plan": codec.dumps(plan.to_data()).decode(),
+                "registered_at_ms": now_ms,
+            }
+            for plan in plans
+        ]
+        await connection.execute(insert(plan_table).on_conflict_do_nothing(), rows)
+
+    async def _keep_handler(self, connection: Any, worker: str, handler: HandlerOnWire, now_ms: int) -> str | None:
+        table = handler_table
+        row = {
+            "namespace": self._namespace,
+            "step": handler.step,
+            "source": handler.source,
+            "queue": handler.queue,
+            "worker": worker,
+            "seen_at_ms": now_ms,
+        }
+        mine = sa.or_(table.c.source == handler.source, table.c.seen_at_ms < now_ms - HANDLER_ALIVE_MS)
+        statement = insert(table).values(row)
+        statement = statement.on_conflict_do_update(
+            index_elements=[table.c.namespace, table.c.step],
+            set_={name: statement.excluded[name] for name in ("source", "queue", "worker", "seen_at_ms")},
+            where=mine,
+        )
+        kept = (await connection.execute(statement.returning(table.c.step))).first()
+        if kept is not None:
+            return None
+        other = (
+            await connection.execute(
+                sa.select(table.c.source, table.c.worker).where(
+                    table.c.namespace == self._namespace, table.c.step == handler.step
+                )
+            )
+        ).one()
+        return (
+            f"step {handler.step} is served by {other.source} (worker {other.worker}) already, and {handler.source} is "
+            f"another handler: a step's name is one within a namespace; give one of them another `name`"
+        )

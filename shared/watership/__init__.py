@@ -1,0 +1,83 @@
+"""Watership runs sagas: business transactions across services. Every step acts, or every step that acted is undone.
+
+In this process on SQLite, Postgres or memory; or distributed, over RabbitMQ and Postgres, with the same classes.
+"""
+
+from watership.adapters.circuit_breaker import AioBreakerAdapter
+from watership.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    DefinitionError,
+    InvalidPayload,
+    LeaseLost,
+    LimitExceeded,
+    OperationRefused,
+    OutcomeUnknown,
+    ResultTimeout,
+    SagaCancelled,
+    SagaCompensated,
+    SagaConflict,
+    SagaNotFound,
+    SagaParked,
+    StartRejected,
+    StepError,
+    StepFailed,
+    StoreUnavailable,
+    UnknownSaga,
+    WatershipError,
+)
+from watership.response import Response
+from watership.saga.bootstrap import bootstrap
+from watership.saga.fallback import Fallback
+from watership.saga.mediator import SagaMediator, SagaResult
+from watership.saga.models import SagaContext
+from watership.saga.recovery import recover_saga
+from watership.saga.retry import RetryPolicy
+from watership.saga.saga import Saga, SagaMap
+from watership.saga.step import Remote, SagaStepHandler, SagaStepResult, StepRun, current_step
+from watership.saga.storage.memory import MemorySagaStorage
+from watership.saga.storage.sqlalchemy import Base, SqlAlchemySagaStorage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AioBreakerAdapter",
+    "Base",
+    "BrokerUnavailable",
+    "ConfigurationError",
+    "DefinitionError",
+    "Fallback",
+    "InvalidPayload",
+    "LeaseLost",
+    "LimitExceeded",
+    "MemorySagaStorage",
+    "OperationRefused",
+    "OutcomeUnknown",
+    "Remote",
+    "Response",
+    "ResultTimeout",
+    "RetryPolicy",
+    "Saga",
+    "SagaCancelled",
+    "SagaCompensated",
+    "SagaConflict",
+    "SagaContext",
+    "SagaMap",
+    "SagaMediator",
+    "SagaNotFound",
+    "SagaParked",
+    "SagaResult",
+    "SagaStepHandler",
+    "SagaStepResult",
+    "SqlAlchemySagaStorage",
+    "StartRejected",
+    "StepError",
+    "StepFailed",
+    "StepRun",
+    "StoreUnavailable",
+    "UnknownSaga",
+    "WatershipError",
+    "bootstrap",
+    "current_step",
+    "recover_saga",
+]

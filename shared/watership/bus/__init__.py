@@ -1,0 +1,1 @@
+"""The broker behind one protocol: RabbitMQ for services, memory for tests."""

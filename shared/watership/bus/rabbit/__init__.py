@@ -1,0 +1,5 @@
+"""RabbitMQ: the bus over aio-pika. Only this package imports it, or what it stands on (aiormq, pamqp)."""
+
+from watership.bus.rabbit.bus import RabbitBus
+
+__all__ = ["RabbitBus"]

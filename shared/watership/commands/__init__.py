@@ -1,0 +1,19 @@
+"""The library's subcommands. `register` is their entry point; the services have one each."""
+
+from __future__ import annotations
+
+import typer
+
+from watership.commands import database, operating, sagas, starting, topology
+from watership.commands.options import SAGAS, SET_UP
+
+
+def register(app: typer.Typer) -> None:
+    """Adds them to the command."""
+    app.command("start", rich_help_panel=SAGAS)(starting.start)
+    app.command("list", rich_help_panel=SAGAS)(sagas.list_sagas)
+    app.command("show", rich_help_panel=SAGAS)(sagas.show)
+    app.command("retry", rich_help_panel=SAGAS)(operating.retry)
+    app.command("compensate", rich_help_panel=SAGAS)(operating.compensate)
+    app.add_typer(database.app, name="db", rich_help_panel=SET_UP)
+    app.add_typer(topology.app, name="topology", rich_help_panel=SET_UP)

@@ -1,0 +1,140 @@
+"""Where handlers come from: one protocol over the DI containers that users already have.
+
+A container opens a fresh scope for every command and closes it afterwards, whatever happened in between. This module
+must never know a broker, a saga or a store, and it imports no DI library: a library that the user did not import
+cannot be where the container comes from.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar, cast
+
+from watership.errors import ConfigurationError
+
+T = TypeVar("T")
+
+ACCEPTED = (
+    "a di.Container, a dishka.AsyncContainer, an instance of a dependency_injector container, "
+    "an object with `async resolve(type)`, or one with `scope()` as in watership.container.Container"
+)
+
+
+class Scope(Protocol):
+    """What lives as long as one command: one session, one unit of work, one handler."""
+
+    async def resolve(self, handler: type[T]) -> T:
+        """A handler with all that its constructor needs. ConfigurationError says what is missing."""
+        ...
+
+
+class Container(Protocol):
+    """Opens scopes. Many are open at once, and none of them sees another."""
+
+    def scope(self) -> AbstractAsyncContextManager[Scope]:
+        """A fresh scope for one command. Finalisers run at its exit, on an error and on a cancellation too.
+
+        It must not swallow the error that passes through it: a step that failed would look as if it was done.
+        """
+        ...
+
+
+def as_container(container: object | None) -> Container:
+    """The user's container behind our protocol. None builds handlers without arguments."""
+    if container is None:
+        return PlainContainer()
+    if isinstance(container, type):
+        raise ConfigurationError(
+            f"di_container is the class {container.__qualname__}; pass an instance: {container.__qualname__}()"
+        )
+    adapted = _from_library(container)
+    if adapted is not None:
+        return adapted
+    if callable(getattr(container, "scope", None)):
+        return cast("Container", container)
+    if callable(getattr(container, "resolve", None)):
+        return ResolverContainer(container)
+    kind = type(container)
+    raise ConfigurationError(f"di_container is a {kind.__module__}.{kind.__qualname__}; it can be {ACCEPTED}")
+
+
+def _from_library(container: object) -> Container | None:
+    # `solve` tells the library from a project's own module that is called `di` too.
+    if _is_a(container, "di", "Container") and hasattr(container, "solve"):
+        from watership.adapters.di import DiContainer
+
+        return DiContainer(cast("Any", container))
+    if _is_a(container, "dishka", "AsyncContainer"):
+        from watership.adapters.dishka import DishkaContainer
+
+        return DishkaContainer(cast("Any", container))
+    if _is_a(container, "dependency_injector.containers", "Container"):
+        from watership.adapters.dependency_injector import DependencyInjectorContainer
+
+        return DependencyInjectorContainer(cast("Any", container))
+    return None
+
+
+def _is_a(container: object, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(container, kind)
+
+
+class PlainContainer:
+    """No DI: a handler is built anew for each command, without arguments."""
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[Scope]:
+        """A scope that holds nothing and has nothing to close."""
+        yield _PlainScope()
+
+
+class _PlainScope:
+    async def resolve(self, handler: type[T]) -> T:
+        missing = _needed(handler)
+        if missing is not None:
+            raise ConfigurationError(
+                f"{handler.__name__} cannot be built: its __init__ needs {missing!r}. "
+                f"Pass di_container=, a container that knows how to make it; it can be {ACCEPTED}"
+            )
+        return handler()
+
+
+@lru_cache(maxsize=1024)
+def _needed(handler: type[Any]) -> str | None:
+    """The first constructor argument that has no default."""
+    return next((p.name for p in constructor_parameters(handler) if p.default is p.empty), None)
+
+
+class ResolverContainer:
+    """Adapts an object with ``resolve(type)``, async or not. It has no scopes: what it opens, it must close."""
+
+    def __init__(self, resolver: object) -> None:
+        self._resolver: Any = resolver
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[Scope]:
+        """The resolver itself: lifetimes are its own affair."""
+        yield _ResolverScope(self._resolver)
+
+
+class _ResolverScope:
+    def __init__(self, resolver: Any) -> None:
+        self._resolver = resolver
+
+    async def resolve(self, handler: type[T]) -> T:
+        found = self._resolver.resolve(handler)
+        if inspect.isawaitable(found):
+            found = await found
+        return cast("T", found)
+
+
+def constructor_parameters(handler: type[Any]) -> tuple[inspect.Parameter, ...]:
+    """What the constructor takes by name or position; ``*args`` and ``**kwargs`` need nothing."""
+    parameters = inspect.signature(handler).parameters.values()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(parameter for parameter in parameters if parameter.kind not in variable)

@@ -1,0 +1,192 @@
+"""The error tree. Expected outcomes of a saga are values; what is raised says what happened, where, and what to do.
+
+::
+
+    WatershipError
+    ├── DefinitionError            a saga, a step or a plan is written wrong: raised when the class is made
+    ├── ConfigurationError         a setting, a missing extra, a database that is not migrated
+    ├── LimitExceeded              a value crossed a limit: names the limit, the value and the setting
+    ├── InvalidPayload             JSON that cannot be stored safely: NaN, NUL, an integer over 64 bits
+    ├── StartRejected              a saga was refused at its start
+    │   ├── SagaConflict           same id, other saga or other input
+    │   └── UnknownSaga            nothing is bound to this context, or nobody registered this saga
+    ├── SagaNotFound               no saga has this id
+    ├── SagaParked                 the saga needs a person; the reason is in words
+    ├── SagaCompensated            recovery found it being undone, and finished that
+    ├── SagaCancelled              an operator had the saga undone, or abandoned it
+    ├── ResultTimeout              the saga has not ended within the time that the caller would wait
+    ├── LeaseLost                  another process drives this saga now; this one wrote nothing
+    ├── BrokerUnavailable          RabbitMQ cannot be reached, or refuses us
+    ├── StoreUnavailable           the database cannot be reached, or refuses us
+    ├── OperationRefused           an operator's verb does not fit where the saga stands
+    └── StepError                  a business failure with a stable code: subclass it, raise it from a step
+        ├── OutcomeUnknown         the step may have had its effect: raise it when you cannot know
+        └── StepFailed             a failure that arrived over the wire, of no registered StepError
+
+Every class has a stable ``code``: what goes over the wire and into ``--json``, never a Python class name.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+_STEP_ERRORS: dict[str, type[StepError]] = {}
+
+
+class WatershipError(Exception):
+    """The root of everything that Watership raises on purpose."""
+
+    code: ClassVar[str] = "error"
+
+
+class DefinitionError(WatershipError, TypeError):
+    """A saga or a step is written wrong. Raised when the class is made; names the saga and the step."""
+
+    code = "definition_error"
+
+
+class ConfigurationError(WatershipError):
+    """A setting is missing or wrong. The message names the setting and says what to do."""
+
+    code = "configuration_error"
+
+
+class LimitExceeded(WatershipError, ValueError):
+    """A value crossed a limit. Names the limit, the value and the setting that moves it."""
+
+    code = "limit_exceeded"
+
+    def __init__(self, what: str, *, value: int, limit: int, setting: str) -> None:
+        self.what, self.value, self.limit, self.setting = what, value, limit, setting
+        super().__init__(f"{what} is {value}, the limit is {limit}; the setting is {setting}")
+
+
+class InvalidPayload(WatershipError, ValueError):
+    """JSON that some store or reader would refuse or change: refused at the edge, with the field's name."""
+
+    code = "invalid_payload"
+
+
+class StartRejected(WatershipError):
+    """A saga was refused at its start: nothing was written and nothing was sent."""
+
+    code = "start_rejected"
+
+
+class SagaConflict(StartRejected):
+    """The id is taken by another saga, or by the same saga with other input."""
+
+    code = "saga_conflict"
+
+
+class UnknownSaga(StartRejected, LookupError):
+    """No saga is bound to this context type, or no such saga was registered."""
+
+    code = "unknown_saga"
+
+
+class SagaNotFound(WatershipError, ValueError):
+    """No saga has this id in this store and namespace."""
+
+    code = "saga_not_found"
+
+
+class SagaParked(WatershipError, RuntimeError):
+    """The saga stopped for a person. ``__cause__`` is the step's original error where there is one.
+
+    It is *not* undone: `reason` says what stands in the way. ``watership retry`` goes on once that is mended.
+    """
+
+    code = "saga_parked"
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class SagaCompensated(WatershipError, RuntimeError):
+    """Recovery found the saga being compensated, and finished that. It does not go forward again."""
+
+    code = "saga_compensated"
+
+
+class SagaCancelled(WatershipError):
+    """An operator had the saga undone or abandoned: no step of it failed."""
+
+    code = "saga_cancelled"
+
+
+class ResultTimeout(WatershipError, TimeoutError):
+    """The saga had not ended within ``timeout_s``. It goes on: ask again with ``result(saga_id)``."""
+
+    code = "result_timeout"
+
+
+class LeaseLost(WatershipError):
+    """Another process drives this saga now. This one wrote nothing after that."""
+
+    code = "lease_lost"
+
+
+class BrokerUnavailable(WatershipError, ConnectionError):
+    """RabbitMQ cannot be reached, or refuses us. The message says which, and where."""
+
+    code = "broker_unavailable"
+
+
+class StoreUnavailable(WatershipError, ConnectionError):
+    """The database cannot be reached, or refuses us. The message says which, and where."""
+
+    code = "store_unavailable"
+
+
+class OperationRefused(WatershipError):
+    """An operator's verb does not fit where the saga stands now. The message says where it stands."""
+
+    code = "operation_refused"
+
+
+class StepError(WatershipError):
+    """A business failure. Subclass it with a ``code`` of your own and raise it from ``act``.
+
+    The code is what other services and the log see; the subclass is registered by it, so that a client in another
+    process that imports the subclass gets the same class back::
+
+        class CardDeclined(StepError):
+            code = "card_declined"
+    """
+
+    code = "step_error"
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "code" in cls.__dict__:
+            _STEP_ERRORS[cls.code] = cls
+
+
+class OutcomeUnknown(StepError):
+    """The step may have had its effect. Raise it when you cannot know; what may have acted is undone."""
+
+    code = "outcome_unknown"
+
+
+class StepFailed(StepError):
+    """A step failed in another process, with an error whose code no `StepError` of this process has."""
+
+    code = "step_failed"
+
+    def __init__(self, code: str, type_name: str, message: str) -> None:
+        self.code = code  # type: ignore[misc]  # the instance tells the code that came over the wire
+        self.type_name, self.message = type_name, message
+        super().__init__(f"{type_name}: {message}" if message else type_name)
+
+
+def step_error_for(code: str, type_name: str, message: str) -> StepError:
+    """The registered `StepError` subclass of ``code``, made with ``message``; else `StepFailed`."""
+    known = _STEP_ERRORS.get(code)
+    if known is None or known is StepFailed:
+        return StepFailed(code, type_name, message)
+    try:
+        return known(message)
+    except TypeError:  # its constructor wants more than a message
+        return StepFailed(code, type_name, message)

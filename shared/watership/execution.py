@@ -1,0 +1,230 @@
+"""Runs one command on one handler: scope, time limit, circuit breaker, and what it came to as an outcome.
+
+It must never know a broker, a store or the saga's other steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import pydantic
+
+from watership import codec
+from watership.adapters.circuit_breaker import CircuitBreaker
+from watership.container import Container
+from watership.errors import InvalidPayload, LimitExceeded, OutcomeUnknown
+from watership.machine.state import Action, Failure, Outcome
+from watership.response import Response
+from watership.saga.compile import Step, error_code, error_lineage
+from watership.saga.models import Shape, patch_between, shape_of
+from watership.saga.step import SagaStepResult, StepRun, _current
+
+ERROR_MESSAGE_MAX = 2_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Command:
+    """One action of one step, as a worker is told it. ``context`` is the saga's whole context, JSON data."""
+
+    saga_id: uuid.UUID
+    saga: str
+    step: str
+    action: Action
+    attempt: int
+    generation: int
+    context: Mapping[str, Any]
+    timeout_ms: int
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt and redelivery; a new generation only when an undo must be done again."""
+        return f"{self.saga_id}:{self.step}:{self.action}:{self.generation}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hands:
+    """What a command is run with: the handler's class, how its context is made, its breaker.
+
+    ``build_context`` None: by the context class, which is ``context_type``.
+    """
+
+    handler: Step
+    context_type: type[Any]
+    container: Container
+    breaker: CircuitBreaker | None = None
+    build_context: Callable[[dict[str, Any]], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Execution:
+    """What one run came to. ``error`` and ``result`` are this process's objects; the rest can go over the wire."""
+
+    run: str
+    outcome: Outcome
+    patch: dict[str, Any] | None = None
+    response: Any = None
+    failure: Failure | None = None
+    error: Exception | None = None
+    result: SagaStepResult[Any, Any] | None = None
+
+
+async def execute(command: Command, hands: Hands) -> Execution:
+    """Runs the command once. Raises only what is not an `Exception`: a real cancellation, an exit."""
+    run = secrets.token_hex(8)
+    token = _current.set(
+        StepRun(
+            command.saga_id,
+            command.saga,
+            command.step,
+            command.action.value,
+            command.attempt,
+            command.idempotency_key,
+        )
+    )
+    try:
+        return await _execute(run, command, hands)
+    finally:
+        _current.reset(token)
+
+
+async def _execute(run: str, command: Command, hands: Hands) -> Execution:
+    try:
+        context = _build_context(command, hands)
+    except Exception as error:  # the user's builder may raise anything; nothing ran yet, so it failed
+        return _failed(run, command, error, Outcome.FAILED)
+    shape = shape_of(type(context))
+    before = shape.dump(context)
+    try:
+        value = await _run_handler(command, hands, context)
+    except Exception as error:  # a handler may raise anything: that is how it says "failed"
+        outcome = Outcome.UNKNOWN if isinstance(error, OutcomeUnknown | TimeoutError) else Outcome.FAILED
+        patch = _patch_if_possible(shape, before, context) if outcome is Outcome.UNKNOWN else None
+        return _failed(run, command, error, outcome, patch)
+    # From here the handler has run: whatever is wrong with what it left behind, it may have had its effect.
+    patch = None
+    try:
+        patch = _checked_patch(command, shape, before, context)
+        result = _result_of(command, hands.handler, value)
+        response = _response_to_data(command, result)
+    except (InvalidPayload, LimitExceeded, TypeError) as error:
+        return _failed(run, command, error, Outcome.UNKNOWN, patch)
+    return Execution(run, Outcome.DONE, patch or None, response, result=result)
+
+
+def _build_context(command: Command, hands: Hands) -> Any:
+    if hands.build_context is not None:
+        return hands.build_context(dict(command.context))
+    return shape_of(hands.context_type).load(command.context)
+
+
+async def _run_handler(command: Command, hands: Hands, context: Any) -> Any:
+    async def run() -> Any:
+        async with asyncio.timeout(command.timeout_ms / 1000) as limit:
+            try:
+                async with hands.container.scope() as scope:
+                    handler = await scope.resolve(hands.handler)
+                    method = handler.act if command.action is Action.ACT else handler.compensate
+                    return await method(context)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if limit.expired() or limit.when() is None or (task is not None and task.cancelling()):
+                    raise
+                # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
+                raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
+
+    guarded: Callable[[], Awaitable[Any]] = run
+    try:
+        if hands.breaker is not None and command.action is Action.ACT:
+            return await hands.breaker.call(command.step, guarded)
+        return await guarded()
+    except TimeoutError as error:
+        if not str(error):
+            raise TimeoutError(
+                f"step {command.step} of saga {command.saga_id} did not end within {command.timeout_ms / 1000:g} s"
+            ) from error
+        raise
+
+
+def _checked_patch(command: Command, shape: Shape[Any], before: dict[str, Any], context: Any) -> dict[str, Any]:
+    patch = patch_between(before, shape.dump(context))
+    if patch:
+        whole = {**command.context, **patch}
+        codec.encode_context(whole, what=f"saga {command.saga_id}, step {command.step}: the context")
+    return patch
+
+
+def _patch_if_possible(shape: Shape[Any], before: dict[str, Any], context: Any) -> dict[str, Any] | None:
+    try:
+        patch = patch_between(before, shape.dump(context))
+        codec.check(patch, what="context")
+    except InvalidPayload:
+        return None
+    return patch or None
+
+
+def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[Any, Any]:
+    if isinstance(value, SagaStepResult):
+        return dataclasses.replace(value, saga_id=command.saga_id)
+    if value is None or isinstance(value, Response):
+        return SagaStepResult(response=value, step_type=handler, saga_id=command.saga_id)
+    raise TypeError(
+        f"{command.action} of step {command.step} returned a {type(value).__name__}; "
+        f"return a Response, a SagaStepResult or None"
+    )
+
+
+def _response_to_data(command: Command, result: SagaStepResult[Any, Any]) -> Any:
+    response = result.response
+    if response is None:
+        return None
+    if isinstance(response, pydantic.BaseModel):
+        data: Any = response.model_dump(mode="json")
+    else:
+        try:
+            data = _adapter_of(type(response)).dump_python(response, mode="json")
+        except (pydantic.errors.PydanticUserError, ValueError, TypeError) as error:
+            raise TypeError(f"the response of step {command.step} cannot be written as JSON: {error}") from error
+    codec.check(data, what=f"saga {command.saga_id}, step {command.step}: the response")
+    return data
+
+
+@lru_cache(maxsize=1024)
+def _adapter_of(cls: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(cls)
+
+
+def response_from_data(declared: Any, data: Any) -> Any:
+    """A response from the wire, as the handler's declared type; as JSON data where that does not say or not fit."""
+    if data is None or declared is Any or declared is None or declared is Response:
+        return Response() if declared is Response and data == {} else data
+    try:
+        return _adapter_of(declared).validate_python(data)
+    except pydantic.ValidationError:
+        return data
+
+
+def _failed(
+    run: str, command: Command, error: Exception, outcome: Outcome, patch: dict[str, Any] | None = None
+) -> Execution:
+    message = str(error).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:ERROR_MESSAGE_MAX]
+    failure = Failure(
+        code=error_code(type(error)),
+        type_name=type(error).__name__,
+        message=message,
+        lineage=error_lineage(type(error)),
+        step=command.step,
+    )
+    error.add_note(f"in {command.action} of step {command.step}, saga {command.saga} {command.saga_id}")
+    return Execution(run, outcome, patch, failure=failure, error=error)
+
+
+def traceback_lines(error: BaseException) -> list[str]:
+    """The traceback as lines, for logs."""
+    return traceback.format_exception(error)

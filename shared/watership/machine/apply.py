@@ -1,0 +1,188 @@
+"""Folds decided changes into a state. It decides nothing: the same log always gives the same saga (law 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from watership.machine import changes as c
+from watership.machine.state import Action, ActionState, Outcome, Phase, SagaState, Status, StepState, highest
+
+# The changes that move the status, from which to which. The README's diagram is drawn from this table.
+STATUS_MOVES: dict[type[c.Change], tuple[frozenset[Status], Status]] = {
+    c.PlanPinned: (frozenset({Status.PENDING}), Status.RUNNING),
+    c.CompensationBegan: (frozenset({Status.PENDING, Status.RUNNING, Status.COMPENSATED}), Status.COMPENSATING),
+    c.Completed: (frozenset({Status.RUNNING}), Status.COMPLETED),
+    c.Compensated: (frozenset({Status.COMPENSATING}), Status.COMPENSATED),
+}
+
+
+def apply(state: SagaState, change: c.Change) -> None:
+    """Folds one change into ``state``, in place. Raises `ValueError` on a change that cannot follow: a broken log."""
+    move = STATUS_MOVES.get(type(change))
+    if move is not None:
+        if state.status not in move[0]:
+            raise ValueError(f"saga {state.saga_id}: {change.kind} cannot follow {state.status}; its log is broken")
+        state.status = move[1]
+    _FOLDS[type(change)](state, change)
+
+
+def fold(saga_id: str, entries: Iterable[Iterable[c.Change]]) -> SagaState:
+    """The state that a whole log gives: one iterable of changes for each entry, from the first."""
+    state = SagaState(saga_id)
+    for entry in entries:
+        state.seq += 1
+        for change in entry:
+            apply(state, change)
+    return state
+
+
+def _created(state: SagaState, change: c.Created) -> None:
+    state.name, state.plan_hash = change.name, change.plan_hash
+    state.context = dict(change.context)
+    state.status = Status.RUNNING if change.look_again_at_ms is None else Status.PENDING
+    state.plan_due_at_ms = change.look_again_at_ms
+
+
+def _plan_pinned(state: SagaState, change: c.PlanPinned) -> None:
+    state.plan_hash, state.plan_due_at_ms = change.plan_hash, None
+
+
+def _plan_missed(state: SagaState, change: c.PlanMissed) -> None:
+    state.plan_due_at_ms = change.look_again_at_ms
+    state.plan_looks += 1
+
+
+def _dispatched(state: SagaState, change: c.Dispatched) -> None:
+    action = state.step(change.step).of(change.action)
+    if change.attempt != action.attempt:
+        action.refusals, action.doubtful = 0, False
+    action.phase, action.attempt, action.due_at_ms = Phase.AWAITED, change.attempt, change.due_at_ms
+
+
+def _resent(state: SagaState, change: c.Resent) -> None:
+    action = state.step(change.step).of(change.action)
+    action.due_at_ms = change.due_at_ms
+    action.doubtful = action.doubtful or change.doubtful
+
+
+def _withdrawn(state: SagaState, change: c.Withdrawn) -> None:
+    action = state.step(change.step).of(change.action)
+    action.attempt = change.attempt - 1
+    action.phase = Phase.SETTLED if action.attempt else Phase.IDLE
+    action.due_at_ms = None
+
+
+def _replied(state: SagaState, change: c.Replied) -> None:
+    step = state.step(change.step)
+    action = step.of(change.action)
+    action.outcome = highest(action.outcome, change.outcome)
+    action.run, action.due_at_ms = change.run, None
+    if change.patch:
+        state.context.update(change.patch)
+    if change.outcome is Outcome.DONE or (change.final and change.action is Action.ACT):
+        action.phase = Phase.SETTLED
+    elif change.final:
+        action.phase = Phase.STOPPED
+    if change.action is Action.COMPENSATE and action.phase is Phase.SETTLED and step.undo_again:
+        _begin_generation(step)
+
+
+def _overdue(state: SagaState, change: c.Overdue) -> None:
+    action = state.step(change.step).act
+    action.outcome = highest(action.outcome, Outcome.UNKNOWN)
+    action.phase, action.due_at_ms = Phase.SETTLED, None
+
+
+def _delayed(state: SagaState, change: c.Delayed) -> None:
+    action = state.step(change.step).of(change.action)
+    action.phase, action.attempt, action.due_at_ms = Phase.DELAYED, change.attempt, change.due_at_ms
+    action.refusals, action.doubtful = 0, False
+
+
+def _postponed(state: SagaState, change: c.Postponed) -> None:
+    action = state.step(change.step).of(change.action)
+    action.phase, action.due_at_ms = Phase.DELAYED, change.due_at_ms
+    action.refusals += 1
+    action.doubtful = action.doubtful or change.doubtful
+
+
+def _dropped(state: SagaState, change: c.Dropped) -> None:
+    action = state.step(change.step).act
+    if action.doubtful:  # nobody served it the last time, but an earlier delivery may have run
+        action.outcome = highest(action.outcome, Outcome.UNKNOWN)
+    action.phase, action.due_at_ms = Phase.SETTLED, None
+
+
+def _nothing_to_undo(state: SagaState, change: c.NothingToUndo) -> None:
+    step = state.step(change.step)
+    step.compensate.phase, step.compensate.outcome = Phase.SETTLED, Outcome.DONE
+    step.undo_again = False
+
+
+def _late_act(state: SagaState, change: c.LateAct) -> None:
+    step = state.step(change.step)
+    step.act.outcome = highest(step.act.outcome, change.outcome)
+    if change.patch:
+        state.context.update(change.patch)
+    if step.compensate.phase is Phase.SETTLED:
+        _begin_generation(step)
+    elif step.compensate.phase is not Phase.IDLE:
+        step.undo_again = True
+
+
+def _begin_generation(step: StepState) -> None:
+    # Attempts are counted on, with a fresh budget: a reply to an older generation is never taken for this one's.
+    attempt = step.compensate.attempt
+    step.generation += 1
+    step.compensate = ActionState(attempt=attempt, spent=attempt)
+    step.undo_again = False
+
+
+def _compensation_began(state: SagaState, change: c.CompensationBegan) -> None:
+    state.plan_due_at_ms = None
+    if change.failure is not None and state.failure is None:
+        state.failure = change.failure
+
+
+def _parked(state: SagaState, change: c.Parked) -> None:
+    state.parked_reason = change.reason
+
+
+def _unparked(state: SagaState, _: c.Unparked) -> None:
+    state.parked_reason, state.plan_looks = None, 0
+    for step in state.steps.values():
+        step.act.refusals = step.compensate.refusals = 0
+
+
+def _retry_allowed(state: SagaState, change: c.RetryAllowed) -> None:
+    action = state.step(change.step).of(change.action)
+    action.spent, action.refusals = action.attempt, 0
+
+
+def _nothing(state: SagaState, change: c.Change) -> None:
+    """The status move, or the mark in the log, was all."""
+
+
+_FOLDS: dict[type[c.Change], Callable[[SagaState, Any], None]] = {
+    c.Created: _created,
+    c.PlanPinned: _plan_pinned,
+    c.PlanMissed: _plan_missed,
+    c.Dispatched: _dispatched,
+    c.Resent: _resent,
+    c.Withdrawn: _withdrawn,
+    c.Replied: _replied,
+    c.Overdue: _overdue,
+    c.Delayed: _delayed,
+    c.Postponed: _postponed,
+    c.Dropped: _dropped,
+    c.NothingToUndo: _nothing_to_undo,
+    c.LateAct: _late_act,
+    c.CompensationBegan: _compensation_began,
+    c.Completed: _nothing,
+    c.Compensated: _nothing,
+    c.Parked: _parked,
+    c.Unparked: _unparked,
+    c.RetryAllowed: _retry_allowed,
+    c.Operated: _nothing,
+}

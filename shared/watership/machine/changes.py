@@ -1,0 +1,271 @@
+"""Decided changes: what the log holds. Folding them with `apply` gives the saga's row, state, context and all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from watership.machine.state import Action, Failure, Outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Created:
+    """The saga exists. ``look_again_at_ms`` set: PENDING, its plan is looked for again then."""
+
+    kind: ClassVar[str] = "created"
+    name: str
+    context: dict[str, Any]
+    plan_hash: str | None
+    look_again_at_ms: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlanPinned:
+    """A PENDING saga got its plan."""
+
+    kind: ClassVar[str] = "plan_pinned"
+    plan_hash: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlanMissed:
+    """A PENDING saga's plan is still unknown."""
+
+    kind: ClassVar[str] = "plan_missed"
+    look_again_at_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dispatched:
+    """A command was decided. Its reply is awaited until ``due_at_ms``."""
+
+    kind: ClassVar[str] = "dispatched"
+    step: str
+    action: Action
+    attempt: int
+    due_at_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resent:
+    """The same attempt goes out again. ``doubtful``: an earlier delivery of it may have run, or still run."""
+
+    kind: ClassVar[str] = "resent"
+    step: str
+    action: Action
+    attempt: int
+    due_at_ms: int
+    doubtful: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A decided command was never sent."""
+
+    kind: ClassVar[str] = "withdrawn"
+    step: str
+    action: Action
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replied:
+    """A run's outcome was applied. ``final``: no further attempt follows by itself."""
+
+    kind: ClassVar[str] = "replied"
+    step: str
+    action: Action
+    attempt: int
+    run: str
+    outcome: Outcome
+    final: bool
+    patch: dict[str, Any] | None = None
+    response: Any = None
+    failure: Failure | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Overdue:
+    """While the saga is being undone, an act did not reply in its time: unknown, and no further attempt."""
+
+    kind: ClassVar[str] = "overdue"
+    step: str
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delayed:
+    """``attempt`` is to be dispatched at ``due_at_ms``."""
+
+    kind: ClassVar[str] = "delayed"
+    step: str
+    action: Action
+    attempt: int
+    due_at_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Postponed:
+    """No worker serves the step now: the same attempt is to be dispatched again at ``due_at_ms``.
+
+    ``doubtful``: an earlier delivery of it may have run.
+    """
+
+    kind: ClassVar[str] = "postponed"
+    step: str
+    action: Action
+    attempt: int
+    due_at_ms: int
+    doubtful: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dropped:
+    """A planned retry of an act will not happen: the saga is being undone."""
+
+    kind: ClassVar[str] = "dropped"
+    step: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NothingToUndo:
+    """The step has no compensation: it counts as undone."""
+
+    kind: ClassVar[str] = "nothing_to_undo"
+    step: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LateAct:
+    """An act that nobody awaited any more may have had its effect: merged, and to be undone (again)."""
+
+    kind: ClassVar[str] = "late_act"
+    step: str
+    attempt: int
+    run: str
+    outcome: Outcome
+    patch: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompensationBegan:
+    """From here the saga only goes back."""
+
+    kind: ClassVar[str] = "compensation_began"
+    failure: Failure | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Completed:
+    """Every step acted."""
+
+    kind: ClassVar[str] = "completed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Compensated:
+    """Everything that may have acted is undone."""
+
+    kind: ClassVar[str] = "compensated"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parked:
+    """The saga needs a person."""
+
+    kind: ClassVar[str] = "parked"
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unparked:
+    """A person let it go on."""
+
+    kind: ClassVar[str] = "unparked"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RetryAllowed:
+    """A person gave an action that was out of attempts a fresh budget."""
+
+    kind: ClassVar[str] = "retry_allowed"
+    step: str
+    action: Action
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operated:
+    """Every hand leaves a mark (law 12): who did what, and why."""
+
+    kind: ClassVar[str] = "operated"
+    actor: str
+    verb: str
+    reason: str
+
+
+Change = (
+    Created
+    | PlanPinned
+    | PlanMissed
+    | Dispatched
+    | Resent
+    | Withdrawn
+    | Replied
+    | Overdue
+    | Delayed
+    | Postponed
+    | Dropped
+    | NothingToUndo
+    | LateAct
+    | CompensationBegan
+    | Completed
+    | Compensated
+    | Parked
+    | Unparked
+    | RetryAllowed
+    | Operated
+)
+
+_CLASSES: dict[str, type[Change]] = {cls.kind: cls for cls in Change.__args__}
+_FIELDS = {cls: tuple(field.name for field in dataclasses.fields(cls)) for cls in Change.__args__}
+_READERS: dict[str, Any] = {"action": Action, "outcome": Outcome}
+
+
+def change_to_data(change: Change) -> dict[str, Any]:
+    """Plain JSON data with the kind under ``k``; fields that are None are left out."""
+    data: dict[str, Any] = {"k": change.kind}
+    for name in _FIELDS[type(change)]:
+        value = getattr(change, name)
+        if value is not None:
+            data[name] = failure_to_data(value) if name == "failure" else value
+    return data
+
+
+def change_from_data(data: Mapping[str, Any]) -> Change:
+    """Reads what `change_to_data` wrote."""
+    cls = _CLASSES[data["k"]]
+    values: dict[str, Any] = dict.fromkeys(_FIELDS[cls])
+    for name, value in data.items():
+        if name == "failure":
+            values[name] = failure_from_data(value)
+        elif name != "k":
+            reader = _READERS.get(name)
+            values[name] = reader(value) if reader else value
+    return cls(**values)
+
+
+def failure_to_data(failure: Failure) -> dict[str, Any]:
+    """Plain JSON data."""
+    return {
+        "code": failure.code,
+        "type_name": failure.type_name,
+        "message": failure.message,
+        "lineage": list(failure.lineage),
+        "step": failure.step,
+    }
+
+
+def failure_from_data(data: Mapping[str, Any]) -> Failure:
+    """Reads what `failure_to_data` wrote."""
+    return Failure(data["code"], data["type_name"], data["message"], tuple(data["lineage"]), data["step"])

@@ -1,0 +1,137 @@
+"""What has happened: what `react` is asked about. Past tense, and nothing of how it became known."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from watership.machine.state import Action, Failure, Outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SagaStarted:
+    """Somebody asked for a saga.
+
+    ``look_again_at_ms``: its plan is not known yet (nobody has registered ``plan_hash``, or any saga of this name), and
+    is looked for again then. None: the plan is known.
+    """
+
+    name: str
+    context: dict[str, Any]
+    plan_hash: str | None
+    look_again_at_ms: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlanFound:
+    """The plan that a PENDING saga waited for was registered."""
+
+    plan_hash: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlanMissing:
+    """A PENDING saga's plan was looked for again and is still unknown."""
+
+    look_again_at_ms: int
+    looks_max: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ContextRefused:
+    """The saga's input does not fit the schema of its plan: found when a PENDING saga's plan came."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepReplied:
+    """A worker reported one run of one action.
+
+    ``run`` names that run: the same for a duplicate of the reply, another for another run of the same command.
+    ``redelivered``: the command was delivered before, so an earlier run may have had an effect.
+    ``known``: the log has this very run already.
+    """
+
+    step: str
+    action: Action
+    attempt: int
+    run: str
+    outcome: Outcome
+    patch: dict[str, Any] | None = None
+    response: Any = None
+    failure: Failure | None = None
+    redelivered: bool = False
+    known: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepNotServed:
+    """A worker got a command for a step that it does not have: it ran nothing.
+
+    ``redelivered``: the command was delivered before, so an earlier run may have had an effect.
+    """
+
+    step: str
+    action: Action
+    attempt: int
+    retry_at_ms: int
+    refusals_max: int
+    redelivered: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TimePassed:
+    """The clock reached what the saga waits for, or somebody looked early."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DispatchRepeated:
+    """A command must be sent again. ``unsent``: it is certain that nobody ever got it."""
+
+    step: str
+    action: Action
+    attempt: int
+    unsent: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DispatchWithdrawn:
+    """A command was decided, and overtaken before it was sent: it will never be."""
+
+    step: str
+    action: Action
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RetryRequested:
+    """An operator wants the saga to go on now. ``seq`` is the log entry that they had seen; None: any."""
+
+    actor: str
+    reason: str
+    seq: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompensateRequested:
+    """An operator wants the saga undone. ``seq`` is the log entry that they had seen; None: any."""
+
+    actor: str
+    reason: str
+    seq: int | None = None
+
+
+Event = (
+    SagaStarted
+    | PlanFound
+    | PlanMissing
+    | ContextRefused
+    | StepReplied
+    | StepNotServed
+    | TimePassed
+    | DispatchRepeated
+    | DispatchWithdrawn
+    | RetryRequested
+    | CompensateRequested
+)

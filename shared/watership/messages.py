@@ -1,0 +1,242 @@
+"""The wire: one model for each message. Kinds and codes are stable strings; users of any language can speak them.
+
+A message is persistent JSON. AMQP's ``type`` is its kind, ``message_id`` says what it is (so a duplicate has the same),
+``correlation_id`` is the saga's id. Unknown fields are ignored, so that a newer sender can talk to an older reader.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+
+from watership import codec
+from watership.errors import InvalidPayload
+from watership.machine.state import Action, Failure, Outcome
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+JsonObject = dict[str, Any]
+
+
+class WireMessage(pydantic.BaseModel):
+    """What every message has: a kind, and the version of its form."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
+    kind: ClassVar[str]
+    v: Literal[1] = 1
+
+    def to_body(self) -> bytes:
+        """The message as JSON."""
+        return codec.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+class StartSaga(WireMessage):
+    """Client → ``start``: run a saga. ``plan`` is the hash that our client pins; others leave it out."""
+
+    kind: ClassVar[str] = "start-saga"
+    saga: Name
+    saga_id: uuid.UUID
+    context: JsonObject
+    plan: Annotated[str, Field(max_length=32)] | None = None
+
+
+class StepCommand(WireMessage):
+    """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait."""
+
+    kind: ClassVar[str] = "step-command"
+    saga: Name
+    saga_id: uuid.UUID
+    step: Name
+    action: Action
+    attempt: Count
+    generation: Count
+    idempotency_key: str
+    timeout_ms: Count
+    context: JsonObject
+    breaker: JsonObject | None = None
+
+
+class ErrorOnWire(pydantic.BaseModel):
+    """An error. ``lineage``: its code, then its wider ones; ``type_name`` is for people only."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
+    code: Annotated[str, Field(max_length=200)]
+    type_name: Annotated[str, Field(max_length=200)] = ""
+    message: Annotated[str, Field(max_length=4_000)] = ""
+    lineage: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+
+    @classmethod
+    def of(cls, failure: Failure | None) -> ErrorOnWire | None:
+        """The failure as it goes over the wire."""
+        if failure is None:
+            return None
+        return cls(code=failure.code, type_name=failure.type_name, message=failure.message, lineage=failure.lineage)
+
+    def failure(self, step: str | None) -> Failure:
+        """The failure as the machine knows it."""
+        return Failure(self.code, self.type_name, self.message, self.lineage or (self.code,), step)
+
+
+class ReplyOutcome(StrEnum):
+    """What a worker reports of a run. ``not_served``: it has no such step, and ran nothing."""
+
+    DONE = Outcome.DONE.value
+    FAILED = Outcome.FAILED.value
+    UNKNOWN = Outcome.UNKNOWN.value
+    NOT_SERVED = "not_served"
+
+
+class StepReply(WireMessage):
+    """Worker → ``replies``: what one run came to. ``run`` names the run; ``redelivered`` repeats the command's flag."""
+
+    kind: ClassVar[str] = "step-reply"
+    saga_id: uuid.UUID
+    step: Name
+    action: Action
+    attempt: Count
+    run: Annotated[str, Field(min_length=1, max_length=64)]
+    outcome: ReplyOutcome
+    patch: JsonObject | None = None
+    response: Any = None
+    error: ErrorOnWire | None = None
+    redelivered: bool = False
+
+
+class HandlerOnWire(pydantic.BaseModel):
+    """A step that a worker serves. ``source`` tells two different handlers of one name apart."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
+    step: Name
+    queue: Name
+    source: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class RegisterWorker(WireMessage):
+    """Worker or client → ``control``: the plans that it knows and the steps that it serves."""
+
+    kind: ClassVar[str] = "register-worker"
+    worker: Name
+    plans: tuple[JsonObject, ...] = ()
+    handlers: tuple[HandlerOnWire, ...] = ()
+
+
+class RegisterAnswer(WireMessage):
+    """Orchestrator → ``reply_to`` of a `RegisterWorker`: what it refused, a sentence each; empty: all is well."""
+
+    kind: ClassVar[str] = "register-answer"
+    refused: tuple[str, ...] = ()
+
+
+class SagaProgress(WireMessage):
+    """Orchestrator → ``reply_to`` of a start: a step is done. ``seq`` is the log's number."""
+
+    kind: ClassVar[str] = "saga-progress"
+    saga_id: uuid.UUID
+    seq: int
+    step: Name
+    response: Any = None
+    patch: JsonObject | None = None
+
+
+class SagaEnded(WireMessage):
+    """Orchestrator → ``reply_to`` of a start, and ``events``: the saga ended, or (``parked_reason``) needs a person."""
+
+    kind: ClassVar[str] = "saga-ended"
+    saga_id: uuid.UUID
+    saga: Name
+    seq: int
+    status: str
+    context: JsonObject
+    failed_step: str | None = None
+    error: ErrorOnWire | None = None
+    parked_reason: str | None = None
+
+
+class SagaKnown(WireMessage):
+    """Orchestrator → ``reply_to`` of a repeated start: the saga exists since before; ask ``admin`` where it stands.
+
+    Its progress goes to the ``reply_to`` of its first start.
+    """
+
+    kind: ClassVar[str] = "saga-known"
+    saga_id: uuid.UUID
+    seq: int
+
+
+class SagaRejected(WireMessage):
+    """Orchestrator → ``reply_to`` of a start: no saga was made, and why. ``code`` is an error's stable code."""
+
+    kind: ClassVar[str] = "saga-rejected"
+    saga_id: uuid.UUID | None = None
+    code: str
+    reason: str
+
+
+class AdminVerb(StrEnum):
+    """What can be asked on the admin queue."""
+
+    LIST = "list"
+    SHOW = "show"
+    RETRY = "retry"
+    COMPENSATE = "compensate"
+
+
+class AdminRequest(WireMessage):
+    """Operator → ``admin``. ``seq``: the newest log entry that its author saw; the verb is refused if the saga moved."""
+
+    kind: ClassVar[str] = "admin-request"
+    verb: AdminVerb
+    saga_id: uuid.UUID | None = None
+    actor: Annotated[str, Field(max_length=200)] = ""
+    reason: Annotated[str, Field(max_length=2_000)] = ""
+    seq: int | None = None
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 50
+    status: str | None = None
+    parked: bool | None = None
+
+
+class AdminAnswer(WireMessage):
+    """Orchestrator → ``reply_to`` of an `AdminRequest`. ``code`` and ``error`` are set where it was refused."""
+
+    kind: ClassVar[str] = "admin-answer"
+    data: Any = None
+    code: str | None = None
+    error: str | None = None
+
+
+KINDS: Mapping[str, type[WireMessage]] = {
+    cls.kind: cls
+    for cls in (
+        StartSaga,
+        StepCommand,
+        StepReply,
+        RegisterWorker,
+        RegisterAnswer,
+        SagaProgress,
+        SagaEnded,
+        SagaKnown,
+        SagaRejected,
+        AdminRequest,
+        AdminAnswer,
+    )
+}
+
+
+def read(kind: str | None, body: bytes) -> WireMessage:
+    """A message from the wire. Raises `InvalidPayload` or `LimitExceeded`, saying what is wrong with it."""
+    cls = KINDS.get(kind or "")
+    if cls is None:
+        raise InvalidPayload(f"a message of the type {kind!r}; known are {', '.join(sorted(KINDS))}")
+    data = codec.decode(body, what=f"the {kind} message")
+    if not isinstance(data, dict):
+        raise InvalidPayload(f"the {kind} message must be a JSON object, it is a {type(data).__name__}")
+    try:
+        return cls.model_validate(data)
+    except pydantic.ValidationError as error:
+        problems = [f"{'.'.join(str(part) for part in item['loc']) or 'it'}: {item['msg']}" for item in error.errors()]
+        raise InvalidPayload(f"the {kind} message is malformed: {'; '.join(problems[:5])}") from error

@@ -1,0 +1,1 @@
+"""What users write and hold: sagas, steps, contexts, and the faces that run them."""

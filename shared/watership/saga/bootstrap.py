@@ -1,0 +1,81 @@
+"""Makes a `SagaMediator`. Cheap, synchronous, and opens nothing: connections are made at first use, and shared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from watership.container import as_container
+from watership.errors import ConfigurationError
+from watership.saga.drivers import EmbeddedRunner
+from watership.saga.mediator import SagaMediator
+from watership.saga.retry import RetryPolicy
+from watership.saga.saga import SagaMap
+from watership.saga.storage.memory import MemorySagaStorage
+from watership.saga.storage.protocol import SagaStorage
+from watership.saga.watch import Runner
+
+log = logging.getLogger("watership")
+
+NAMESPACE = "watership"
+
+
+def bootstrap(
+    di_container: object | None = None,
+    sagas_mapper: Callable[[SagaMap], None] | SagaMap | None = None,
+    saga_storage: SagaStorage | None = None,
+    *,
+    database_url: str | None = None,
+    broker_url: str | None = None,
+    namespace: str = NAMESPACE,
+    compensation_retry: RetryPolicy | None = None,
+    recover_every_s: float = 5.0,
+) -> SagaMediator:
+    """A mediator for the sagas that ``sagas_mapper`` binds.
+
+    ``saga_storage`` or ``database_url`` (``sqlite+aiosqlite:///orders.db``, ``postgresql+asyncpg://...``) runs them in
+    this process. ``broker_url`` (``amqp://...``) puts the same mediator in front of the distributed system; then
+    ``di_container`` is not used here: workers have their own. With none of them, sagas live in memory.
+
+    ``compensation_retry`` is for sagas and steps that do not say. ``recover_every_s``: how often sagas that nobody
+    drives are looked for; 0 turns it off. Raises `ConfigurationError` and `DefinitionError`.
+    """
+    given = [
+        name
+        for name, value in (
+            ("saga_storage", saga_storage),
+            ("database_url", database_url),
+            ("broker_url", broker_url),
+        )
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise ConfigurationError(f"bootstrap takes one of saga_storage, database_url and broker_url, not {given}")
+    saga_map = _saga_map(sagas_mapper)
+    runner: Runner
+    if broker_url is not None:
+        from watership.client import WireRunner
+
+        runner = WireRunner(broker_url, namespace=namespace)
+    else:
+        storage = saga_storage or _storage(database_url, namespace)
+        runner = EmbeddedRunner(storage, as_container(di_container), recover_every_s=recover_every_s)
+    return SagaMediator(saga_map, runner, compensation_retry=compensation_retry)
+
+
+def _saga_map(mapper: Callable[[SagaMap], None] | SagaMap | None) -> SagaMap:
+    if isinstance(mapper, SagaMap):
+        return mapper
+    saga_map = SagaMap()
+    if mapper is not None:
+        mapper(saga_map)
+    return saga_map
+
+
+def _storage(database_url: str | None, namespace: str) -> SagaStorage:
+    if database_url is None:
+        log.warning("no saga_storage, database_url or broker_url: sagas live in memory, and are lost with the process")
+        return MemorySagaStorage()
+    from watership.saga.storage.sqlalchemy import SqlAlchemySagaStorage
+
+    return SqlAlchemySagaStorage(database_url, namespace=namespace)

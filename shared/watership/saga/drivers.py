@@ -1,0 +1,186 @@
+"""All that one store has running in one event loop: its drives, and the task that recovers what others left.
+
+Shared by every mediator on that store in that loop, so that a mediator for each request costs nothing and leaks nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+import weakref
+from collections.abc import Hashable
+from typing import Any
+
+from watership.clock import Clock, SystemClock
+from watership.container import Container
+from watership.errors import SagaConflict, SagaNotFound, UnknownSaga, WatershipError
+from watership.saga.compile import Definition
+from watership.saga.driver import Drive, Job, Start
+from watership.saga.models import shape_of
+from watership.saga.storage.protocol import SagaStorage
+from watership.saga.watch import SagaWatch
+
+log = logging.getLogger("watership.driver")
+
+RECOVER_AT_ONCE_MAX = 100
+DRAIN_S = 30.0
+
+_per_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Drivers]] = weakref.WeakKeyDictionary()
+
+
+def drivers_for(storage: SagaStorage, clock: Clock | None = None) -> Drivers:
+    """The one `Drivers` of this store in the running event loop."""
+    of_loop = _per_loop.setdefault(asyncio.get_running_loop(), {})
+    found = of_loop.get(storage.key)
+    if found is None:
+        found = of_loop[storage.key] = Drivers(storage, clock or SystemClock())
+    return found
+
+
+class Drivers:
+    """The drives of one store in one event loop."""
+
+    def __init__(self, storage: SagaStorage, clock: Clock) -> None:
+        self.storage = storage
+        self.clock = clock
+        self._drives: dict[uuid.UUID, Drive] = {}
+        self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._jobs: dict[str, Job] = {}
+        self._recovery: asyncio.Task[None] | None = None
+        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def used_by(self, user: object) -> None:
+        """``user`` counts as using these drives until it says `left_by`, or is gone."""
+        self._users.add(user)
+
+    async def left_by(self, user: object) -> None:
+        """``user`` is done. With the last one, the drives stop after the steps that run now."""
+        self._users.discard(user)
+        if not self._users:
+            await self.close()
+
+    async def start(
+        self, job: Job, context: dict[str, Any], saga_id: uuid.UUID, *, gated: bool = False
+    ) -> Drive:
+        """Makes the saga, or joins it. Durable on return. Raises `SagaConflict` on other input."""
+        start = Start.of(job.definition.plan.saga, context, saga_id)
+        drive = self._drives.get(saga_id)
+        if drive is None:
+            drive = self._launch(saga_id, job, start, gated=gated)
+        elif drive.start is not None and drive.start.input_hash != start.input_hash:
+            raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
+        await asyncio.shield(drive.started)
+        return drive
+
+    async def join(self, job: Job, saga_id: uuid.UUID) -> Drive:
+        """Drives or follows a saga that exists. Raises `SagaNotFound`."""
+        drive = self._drives.get(saga_id) or self._launch(saga_id, job, None)
+        await asyncio.shield(drive.started)
+        return drive
+
+    def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
+        drive = Drive(self.storage, self.clock, saga_id, job, gated=gated)
+        self._drives[saga_id] = drive
+        task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
+        self._tasks[saga_id] = task
+        task.add_done_callback(lambda _: self._forget(saga_id))
+        return drive
+
+    def _forget(self, saga_id: uuid.UUID) -> None:
+        drive = self._drives.pop(saga_id, None)
+        self._tasks.pop(saga_id, None)
+        if drive is not None and not drive.watch.over:
+            drive.watch.failed(WatershipError(f"saga {saga_id}: this process let it go; recovery takes it up again"))
+        if drive is not None and not drive.started.done():
+            drive.started.cancel()
+
+    # --- recovery
+
+    def recover_in_background(self, job: Job, *, every_s: float) -> None:
+        """From now on, sagas of this name that nobody drives are taken up. 0 turns it off."""
+        self._jobs[job.definition.plan.saga] = job
+        if every_s > 0 and self._recovery is None:
+            self._recovery = asyncio.get_running_loop().create_task(self._recover(every_s), name="saga recovery")
+
+    async def _recover(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.recover_once()
+            except Exception:  # the store may be away for a while: recovery is level-triggered, and looks again
+                log.exception("recovery could not look for sagas; it looks again in %s s", every_s)
+
+    async def recover_once(self) -> list[SagaWatch]:
+        """Takes up what is due now, at most `RECOVER_AT_ONCE_MAX` at a time; the sagas that it took up."""
+        room = RECOVER_AT_ONCE_MAX - len(self._drives)
+        if room <= 0 or not self._jobs:
+            return []
+        watches = []
+        for saga_id in await self.storage.due(names=list(self._jobs), limit=room):
+            if saga_id in self._drives:
+                continue
+            record = await self.storage.load(saga_id)
+            if record is None:
+                continue
+            log.info("saga %s %s: nobody drives it; taking it up", record.state.name, saga_id)
+            watches.append(self._launch(saga_id, self._jobs[record.state.name], None).watch)
+        return watches
+
+    async def close(self) -> None:
+        """Stops recovery; lets every saga go after the step that runs now, at most `DRAIN_S` seconds."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+            self._recovery = None
+        for drive in self._drives.values():
+            drive.stop()
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=DRAIN_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        of_loop = _per_loop.get(asyncio.get_running_loop(), {})
+        if of_loop.get(self.storage.key) is self:
+            del of_loop[self.storage.key]
+        await self.storage.close()
+
+
+class EmbeddedRunner:
+    """A mediator's back when sagas run in this process."""
+
+    def __init__(
+        self, storage: SagaStorage, container: Container, *, recover_every_s: float, clock: Clock | None = None
+    ) -> None:
+        self._storage = storage
+        self._container = container
+        self._recover_every_s = recover_every_s
+        self._clock = clock
+
+    def _drivers(self) -> Drivers:
+        drivers = drivers_for(self._storage, self._clock)
+        drivers.used_by(self)
+        return drivers
+
+    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
+        """Starts the saga, or joins it. Durable on return."""
+        drivers = self._drivers()
+        job = Job(definition, self._container)
+        drivers.recover_in_background(job, every_s=self._recover_every_s)
+        data = shape_of(type(context)).dump(context)
+        return (await drivers.start(job, data, saga_id)).watch
+
+    async def find(self, saga_id: uuid.UUID, definitions: dict[str, Definition]) -> SagaWatch:
+        """Joins a saga that exists. Raises `SagaNotFound`."""
+        drivers = self._drivers()
+        record = await drivers.storage.load(saga_id)
+        if record is None:
+            raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+        definition = definitions.get(record.state.name)
+        if definition is None:
+            raise UnknownSaga(f"saga {saga_id} is a {record.state.name}, which is not bound in this process")
+        return (await drivers.join(Job(definition, self._container), saga_id)).watch
+
+    async def close(self) -> None:
+        """Stops driving; what runs is left to recovery."""
+        await self._drivers().left_by(self)

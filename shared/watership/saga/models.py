@@ -1,0 +1,106 @@
+"""A saga's context: the user's class on one side, JSON with snake_case keys on the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Generic, Self, TypeVar
+
+import pydantic
+
+from watership.errors import DefinitionError, InvalidPayload
+
+
+@dataclasses.dataclass
+class SagaContext:
+    """A saga's data. Subclass it with ``@dataclasses.dataclass``; a pydantic model serves as well."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data, snake_case keys."""
+        return shape_of(type(self)).dump(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote. Raises `InvalidPayload` that names the field."""
+        return shape_of(cls).load(data)
+
+    def model_dump(self) -> dict[str, Any]:
+        """The same as `to_dict`, under the name that pydantic's users expect."""
+        return self.to_dict()
+
+
+ContextT = TypeVar("ContextT")
+_T = TypeVar("_T")
+
+
+class Shape(Generic[_T]):
+    """How one context class maps to JSON. Fields that the class does not name pass through untouched elsewhere."""
+
+    __slots__ = ("_adapter", "cls", "fields")
+
+    def __init__(self, cls: type[_T]) -> None:
+        self.cls = cls
+        if isinstance(cls, type) and issubclass(cls, pydantic.BaseModel):
+            self.fields = frozenset(cls.model_fields)
+        elif dataclasses.is_dataclass(cls):
+            self.fields = frozenset(field.name for field in dataclasses.fields(cls))
+        else:
+            raise DefinitionError(f"{cls!r} cannot be a context: make it a dataclass (SagaContext) or a pydantic model")
+        try:
+            self._adapter: pydantic.TypeAdapter[_T] = pydantic.TypeAdapter(cls)
+        except pydantic.errors.PydanticUserError as error:
+            raise DefinitionError(f"the context {cls.__name__} has a field that JSON cannot carry: {error}") from error
+
+    def dump(self, context: _T) -> dict[str, Any]:
+        """The context as JSON data. Raises `InvalidPayload` if a field holds what its type does not allow."""
+        try:
+            data: dict[str, Any] = self._adapter.dump_python(context, mode="json", by_alias=False, warnings="error")
+        except (pydantic.ValidationError, pydantic.errors.PydanticSerializationError, ValueError) as error:
+            raise InvalidPayload(f"the context {self.cls.__name__} cannot be written as JSON: {error}") from error
+        return data
+
+    def load(self, data: Mapping[str, Any]) -> _T:
+        """The context from JSON data; fields that the class does not have are left out."""
+        known = {name: value for name, value in data.items() if name in self.fields}
+        try:
+            return self._adapter.validate_python(known, by_alias=False, by_name=True)
+        except pydantic.ValidationError as error:
+            raise InvalidPayload(f"not a {self.cls.__name__}: {_sentence(error)}") from error
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema that a start's context must satisfy."""
+        try:
+            return self._adapter.json_schema(by_alias=False, mode="validation")
+        except pydantic.errors.PydanticInvalidForJsonSchema as error:
+            raise DefinitionError(f"the context {self.cls.__name__} has a field without JSON Schema: {error}") from error
+
+    def assign(self, target: _T, data: Mapping[str, Any], patch: Mapping[str, Any]) -> None:
+        """Sets the patched fields of ``target`` to what ``data``, the whole context, holds for them now."""
+        changed = [name for name in patch if name in self.fields]
+        if not changed:
+            return
+        source = self.load(data)
+        for name in changed:
+            object.__setattr__(target, name, getattr(source, name))
+
+
+def _sentence(error: pydantic.ValidationError) -> str:
+    problems = [f"{'.'.join(str(part) for part in item['loc']) or 'it'}: {item['msg']}" for item in error.errors()]
+    return "; ".join(problems[:5])
+
+
+def shape_of(cls: type[_T]) -> Shape[_T]:
+    """The one `Shape` of a context class."""
+    shape: Shape[_T] = _shape_of(cls)
+    return shape
+
+
+@lru_cache(maxsize=1024)
+def _shape_of(cls: Any) -> Shape[Any]:
+    return Shape(cls)
+
+
+def patch_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The top-level fields whose value differs, whole; null is a value; nothing is ever deleted."""
+    return {name: value for name, value in after.items() if name not in before or before[name] != value}

@@ -1,0 +1,54 @@
+"""Takes up one saga that a crash interrupted."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from watership.container import as_container
+from watership.errors import SagaCompensated, SagaConflict, SagaNotFound
+from watership.machine.state import Status
+from watership.saga.compile import compile_saga
+from watership.saga.driver import Job
+from watership.saga.drivers import drivers_for
+from watership.saga.storage.protocol import SagaStorage
+
+if TYPE_CHECKING:
+    from watership.saga.saga import Saga
+
+
+async def recover_saga(
+    saga: Saga[Any] | type[Saga[Any]],
+    saga_id: uuid.UUID,
+    context_builder: type[Any] | Callable[[dict[str, Any]], Any],
+    container: object | None,
+    storage: SagaStorage,
+) -> None:
+    """Brings an interrupted saga to its end, on the plan that it began with.
+
+    A saga that was going forward goes on forward: what is done is not run again. One that was being compensated, or
+    is, finishes that and raises `SagaCompensated` (a ``RuntimeError``): it never goes forward again. Somebody else
+    who drives it is waited for. ``context_builder`` is the context's class, or makes it from the stored dict.
+    Raises `SagaNotFound`; `SagaParked` if a person is needed; the step's error if it failed during recovery.
+    """
+    saga_type = saga if isinstance(saga, type) else type(saga)
+    definition = compile_saga(saga_type)
+    record = await storage.load(saga_id)
+    if record is None:
+        raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+    if record.state.name != definition.plan.saga:
+        raise SagaConflict(f"saga {saga_id} is a {record.state.name}, not a {definition.plan.saga}")
+    went_back = record.state.status in (Status.COMPENSATING, Status.COMPENSATED, Status.FAILED)
+    build = None if isinstance(context_builder, type) else context_builder
+    drive = await drivers_for(storage).join(Job(definition, as_container(container), build), saga_id)
+    end = await drive.watch.end()
+    error = end.exception(saga_id)
+    if error is None:
+        return
+    if went_back and end.parked_reason is None:
+        raise SagaCompensated(
+            f"saga {definition.plan.saga} {saga_id} was {record.state.status} when recovery found it: "
+            f"its compensation is complete, and it does not go forward again"
+        ) from error
+    raise error

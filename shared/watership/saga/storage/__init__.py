@@ -1,0 +1,1 @@
+"""Where sagas are kept: memory, SQLite, Postgres. One protocol, one contract suite."""

@@ -1,0 +1,243 @@
+"""Sagas in this process's memory: for tests, for trying things out, and for sagas that may end with the process."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from watership.errors import SagaNotFound
+from watership.machine.plan import Plan
+from watership.machine.state import SagaState, Status
+from watership.saga.storage.protocol import (
+    HeldElsewhere,
+    Lease,
+    LeaseKeeper,
+    LogEntry,
+    SagaLogEntry,
+    SagaRecord,
+    SagaStatus,
+    SagaSummary,
+)
+from watership.saga.storage.rows import current_step, ended, history_lines, lease_lost, log_moved, seq_before
+
+
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclasses.dataclass(slots=True)
+class _Row:
+    """What the table's row is in the other stores, and the saga's log."""
+
+    state: SagaState
+    input_hash: str
+    created_at_ms: int
+    updated_at_ms: int
+    epoch: int
+    lease_until_ms: int
+    wake_at_ms: int | None
+    log: list[LogEntry]
+
+
+class MemorySagaStorage:
+    """Keeps sagas in memory. Nothing is written anywhere: they end with the process.
+
+    ``now_ms`` is its clock: milliseconds since the epoch. It must be used from one event loop.
+    """
+
+    def __init__(self, *, now_ms: Callable[[], int] = _clock_ms) -> None:
+        self._now_ms = now_ms
+        self._identity = object()
+        self._rows: dict[uuid.UUID, _Row] = {}
+        # Those that somebody may have to look at: what has ended costs `due` nothing.
+        self._open: dict[uuid.UUID, _Row] = {}
+        self._plans: dict[str, Plan] = {}
+
+    @property
+    def key(self) -> Hashable:
+        """This very object: no other storage sees these sagas."""
+        return self._identity
+
+    async def create(
+        self, saga_id: uuid.UUID, state: SagaState, entry: LogEntry, *, input_hash: str, lease_ms: int
+    ) -> Lease | None:
+        """See `SagaStorage.create`."""
+        if saga_id in self._rows:
+            return None
+        now = self._now_ms()
+        until = now + lease_ms
+        row = _Row(_detached(state), input_hash, now, now, 1, until, until, [entry])
+        self._rows[saga_id] = row
+        self._settle(saga_id, row, now)
+        return Lease(saga_id, 1, until, now)
+
+    async def load(self, saga_id: uuid.UUID) -> SagaRecord | None:
+        """See `SagaStorage.load`."""
+        row = self._rows.get(saga_id)
+        if row is None:
+            return None
+        return SagaRecord(saga_id, _detached(row.state), row.input_hash, row.created_at_ms, row.updated_at_ms)
+
+    async def acquire(self, saga_id: uuid.UUID, *, lease_ms: int) -> Lease | HeldElsewhere | None:
+        """See `SagaStorage.acquire`."""
+        row = self._rows.get(saga_id)
+        if row is None:
+            return None
+        now = self._now_ms()
+        if row.lease_until_ms > now:
+            return HeldElsewhere(row.lease_until_ms - now)
+        row.epoch += 1
+        row.lease_until_ms = now + lease_ms
+        return Lease(saga_id, row.epoch, row.lease_until_ms, now)
+
+    async def commit(self, lease: Lease, state: SagaState, entries: Sequence[LogEntry], *, release: bool) -> None:
+        """See `SagaStorage.commit`."""
+        row = self._rows.get(lease.saga_id)
+        if row is None or row.epoch != lease.epoch:
+            raise lease_lost(lease)
+        if row.state.seq != seq_before(state, entries):
+            raise log_moved(lease, row.state.seq)
+        now = self._now_ms()
+        row.state = _detached(state)
+        row.log.extend(entries)
+        row.updated_at_ms = now
+        if release:
+            row.lease_until_ms = 0
+        self._settle(lease.saga_id, row, now)
+
+    async def renew(self, leases: Sequence[Lease], *, lease_ms: int) -> None:
+        """See `SagaStorage.renew`."""
+        for lease in leases:
+            row = self._held(lease)
+            if row is not None and row.lease_until_ms:
+                row.lease_until_ms = self._now_ms() + lease_ms
+
+    async def release(self, lease: Lease, *, retry_in_ms: int | None = None) -> None:
+        """See `SagaStorage.release`."""
+        row = self._held(lease)
+        if row is None:
+            return
+        row.lease_until_ms = 0
+        if retry_in_ms is not None and row.wake_at_ms is not None:
+            row.wake_at_ms = self._now_ms() + retry_in_ms
+
+    def keeper(self) -> LeaseKeeper | None:
+        """None: no other process can take a lease from here."""
+        return None
+
+    async def due(self, *, names: Sequence[str], limit: int) -> list[uuid.UUID]:
+        """See `SagaStorage.due`."""
+        now = self._now_ms()
+        found = [
+            (row.wake_at_ms, saga_id)
+            for saga_id, row in self._open.items()
+            if row.wake_at_ms is not None
+            and row.wake_at_ms <= now
+            and row.lease_until_ms <= now
+            and row.state.parked_reason is None
+            and not row.state.paused
+            and row.state.name in names
+        ]
+        return [saga_id for _, saga_id in sorted(found)[:limit]]
+
+    async def history(self, saga_id: uuid.UUID) -> list[LogEntry]:
+        """See `SagaStorage.history`."""
+        row = self._rows.get(saga_id)
+        return list(row.log) if row is not None else []
+
+    async def save_plan(self, plan: Plan) -> None:
+        """See `SagaStorage.save_plan`."""
+        self._plans.setdefault(plan.hash, plan)
+
+    async def load_plan(self, plan_hash: str) -> Plan | None:
+        """See `SagaStorage.load_plan`."""
+        return self._plans.get(plan_hash)
+
+    async def list_sagas(
+        self, *, limit: int, status: Status | None = None, parked: bool | None = None
+    ) -> list[SagaSummary]:
+        """See `SagaStorage.list_sagas`."""
+        found: list[SagaSummary] = []
+        for saga_id, row in self._newest():
+            if len(found) == limit:
+                break
+            if status is not None and row.state.status is not status:
+                continue
+            if parked is None or parked is (row.state.parked_reason is not None):
+                found.append(_summary(saga_id, row))
+        return found
+
+    async def now_ms(self) -> int:
+        """See `SagaStorage.now_ms`."""
+        return self._now_ms()
+
+    async def close(self) -> None:
+        """Nothing is open. The sagas stay as long as this object."""
+
+    async def load_saga_state(
+        self, saga_id: uuid.UUID, *, read_for_update: bool = False
+    ) -> tuple[SagaStatus, dict[str, Any], int]:
+        """See `SagaStorage.load_saga_state`."""
+        record = await self.load(saga_id)
+        if record is None:
+            raise SagaNotFound(f"there is no saga {saga_id}")
+        state = record.state
+        return SagaStatus(state.status.value.lower()), state.context, state.seq
+
+    async def get_step_history(self, saga_id: uuid.UUID) -> list[SagaLogEntry]:
+        """See `SagaStorage.get_step_history`."""
+        row = self._rows.get(saga_id)
+        if row is None:
+            raise SagaNotFound(f"there is no saga {saga_id}")
+        return history_lines(saga_id, row.log)
+
+    def _held(self, lease: Lease) -> _Row | None:
+        row = self._rows.get(lease.saga_id)
+        return row if row is not None and row.epoch == lease.epoch else None
+
+    def _settle(self, saga_id: uuid.UUID, row: _Row, now: int) -> None:
+        """Keeps the rule of `wake_at_ms`: none once the saga ended, some until then."""
+        if ended(row.state):
+            row.wake_at_ms = None
+            self._open.pop(saga_id, None)
+        else:
+            if row.wake_at_ms is None:
+                row.wake_at_ms = now
+            self._open[saga_id] = row
+
+    def _newest(self) -> Iterator[tuple[uuid.UUID, _Row]]:
+        # Insertion order is creation order, unless a test's clock went backwards.
+        return reversed(self._rows.items())
+
+
+def _detached(state: SagaState) -> SagaState:
+    """A copy that shares nothing with the caller that could be changed."""
+    copied = state.copy()
+    for name, value in copied.context.items():
+        if type(value) is dict or type(value) is list:
+            copied.context[name] = _copied(value)
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    if type(value) is dict:
+        return {name: _copied(item) for name, item in value.items()}
+    if type(value) is list:
+        return [_copied(item) for item in value]
+    return value
+
+
+def _summary(saga_id: uuid.UUID, row: _Row) -> SagaSummary:
+    return SagaSummary(
+        saga_id,
+        row.state.name,
+        row.state.status,
+        current_step(row.state),
+        row.state.parked_reason,
+        datetime.fromtimestamp(row.created_at_ms / 1000, tz=UTC),
+        datetime.fromtimestamp(row.updated_at_ms / 1000, tz=UTC),
+    )

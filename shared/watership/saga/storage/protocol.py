@@ -1,0 +1,190 @@
+"""What a store of sagas must do for sagas that run in this process. Every store passes `tests/contract`.
+
+A store keeps a row for each saga and an append-only log of decided changes; folding the log gives the row (law 8).
+It decides nothing. Its clock is the only one that deadlines and leases are computed by (law 9).
+
+**Leases.** Whoever drives a saga holds its lease. Each acquisition raises the row's ``epoch``; every write names the
+epoch under which it was decided and is refused with `LeaseLost` once it is not the row's any more. So a driver that
+was stopped and woke up again can write nothing (fencing), and two never drive one saga side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import uuid
+from collections.abc import Hashable, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from watership.machine.changes import Change
+from watership.machine.plan import Plan
+from watership.machine.state import SagaState, Status
+
+LEASE_MS = 5_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One transition as the log holds it. ``cause`` names the message or moment that it followed from."""
+
+    seq: int
+    at_ms: int
+    cause: str
+    changes: tuple[Change, ...]
+
+
+@dataclasses.dataclass(slots=True)
+class SagaRecord:
+    """A saga's row. ``input_hash`` tells a repeated start from a conflicting one."""
+
+    saga_id: uuid.UUID
+    state: SagaState
+    input_hash: str
+    created_at_ms: int
+    updated_at_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to drive one saga until ``until_ms`` by the store's clock; ``now_ms`` is when it was given."""
+
+    saga_id: uuid.UUID
+    epoch: int
+    until_ms: int
+    now_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeldElsewhere:
+    """Somebody else drives the saga. Try again in ``retry_in_ms`` at the latest."""
+
+    retry_in_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SagaSummary:
+    """One line of a listing. ``step`` is where the saga stands: the step that is awaited or failed, if any."""
+
+    saga_id: uuid.UUID
+    name: str
+    status: Status
+    step: str | None
+    parked_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class SagaStatus(enum.StrEnum):
+    """A saga's status as the storages' read side tells it."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    COMPLETED = "completed"
+    COMPENSATED = "compensated"
+    FAILED = "failed"
+
+
+class SagaStepStatus(enum.StrEnum):
+    """What a line of a saga's history says of an action."""
+
+    STARTED = "started"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SagaLogEntry:
+    """One line of a saga's history: one thing that befell one step. ``action``: act or compensate."""
+
+    saga_id: uuid.UUID
+    step_name: str
+    action: str
+    status: SagaStepStatus
+    timestamp: datetime
+    details: str | None = None
+
+
+class SagaStorage(Protocol):
+    """A store of sagas. All times are integer milliseconds since the epoch, by the store's own clock."""
+
+    @property
+    def key(self) -> Hashable:
+        """Storages with the same key are the same store: they share one set of drivers within a process."""
+
+    async def create(
+        self, saga_id: uuid.UUID, state: SagaState, entry: LogEntry, *, input_hash: str, lease_ms: int
+    ) -> Lease | None:
+        """Writes a new saga with its first entry, and gives its lease (epoch 1). None: the id is taken."""
+
+    async def load(self, saga_id: uuid.UUID) -> SagaRecord | None:
+        """The saga's row; None if there is none."""
+
+    async def acquire(self, saga_id: uuid.UUID, *, lease_ms: int) -> Lease | HeldElsewhere | None:
+        """Takes the lease if it is free or has run out; raises the epoch. None: no such saga."""
+
+    async def commit(self, lease: Lease, state: SagaState, entries: Sequence[LogEntry], *, release: bool) -> None:
+        """Writes the row and the entries that lead to it, in one transaction. Raises `LeaseLost`; then nothing is written.
+
+        ``state.seq`` is the number of the last entry. ``release``: gives the lease up in the same write.
+        """
+
+    async def renew(self, leases: Sequence[Lease], *, lease_ms: int) -> None:
+        """Extends the leases that still hold; those that were lost are passed over."""
+
+    async def release(self, lease: Lease, *, retry_in_ms: int | None = None) -> None:
+        """Gives the lease up. ``retry_in_ms``: recovery shall not look at the saga before then (backing off)."""
+
+    def keeper(self) -> LeaseKeeper | None:
+        """What renews leases from a thread of its own; None: no other process can reach this store, so nothing does."""
+
+    async def due(self, *, names: Sequence[str], limit: int) -> list[uuid.UUID]:
+        """Sagas of these names that are not terminal, parked, paused or held, and whose moment has come; oldest first."""
+
+    async def history(self, saga_id: uuid.UUID) -> list[LogEntry]:
+        """The whole log of a saga, in order; empty if there is none."""
+
+    async def save_plan(self, plan: Plan) -> None:
+        """Keeps a plan under its hash; harmless if it is there."""
+
+    async def load_plan(self, plan_hash: str) -> Plan | None:
+        """The plan of this hash."""
+
+    async def list_sagas(
+        self, *, limit: int, status: Status | None = None, parked: bool | None = None
+    ) -> list[SagaSummary]:
+        """The newest sagas first."""
+
+    async def now_ms(self) -> int:
+        """The store's clock."""
+
+    async def close(self) -> None:
+        """Closes what this store opened itself; nothing that the user gave it."""
+
+    # The read side that programs of the seed library use.
+
+    async def load_saga_state(
+        self, saga_id: uuid.UUID, *, read_for_update: bool = False
+    ) -> tuple[SagaStatus, dict[str, Any], int]:
+        """Status, context and version (the log's sequence number). Raises `SagaNotFound`.
+
+        ``read_for_update`` is accepted and changes nothing: writes are fenced by leases, not by readers' locks.
+        """
+
+    async def get_step_history(self, saga_id: uuid.UUID) -> list[SagaLogEntry]:
+        """What befell each step, in the log's order. Raises `SagaNotFound`."""
+
+
+class LeaseKeeper(Protocol):
+    """Renews leases from a thread, so that a handler that blocks the event loop does not lose its saga's."""
+
+    def hold(self, lease: Lease) -> None:
+        """Renews this lease until `drop`."""
+
+    def drop(self, lease: Lease) -> None:
+        """Renews it no more."""
+
+    def stop(self) -> None:
+        """Ends the thread."""

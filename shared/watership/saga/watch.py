@@ -1,0 +1,137 @@
+"""What is seen of one saga while it runs: its done steps in order, then its end. Filled by whoever drives or listens."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from watership.errors import SagaCancelled, SagaParked, step_error_for
+from watership.machine.state import Failure, Status
+from watership.saga.compile import Definition
+from watership.saga.step import SagaStepResult
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepDone:
+    """A step that is done. ``context`` is the whole context after it; ``result`` this process's own, if it ran here."""
+
+    seq: int
+    step: str
+    response: Any
+    patch: dict[str, Any]
+    context: dict[str, Any] | None
+    result: SagaStepResult[Any, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SagaEnd:
+    """How it ended, or that it is parked. ``error`` is the step's original exception, if it was raised here."""
+
+    name: str
+    status: Status
+    context: dict[str, Any]
+    failure: Failure | None = None
+    parked_reason: str | None = None
+    error: Exception | None = None
+
+    def exception(self, saga_id: uuid.UUID) -> Exception | None:
+        """What ``stream`` raises for this end; None if the saga completed."""
+        if self.status is Status.COMPLETED and self.parked_reason is None:
+            return None
+        original = self.error
+        if original is None and self.failure is not None:
+            if self.failure.code == SagaCancelled.code or self.failure.type_name == "SagaCancelled":
+                original = SagaCancelled(f"saga {self.name} {saga_id} was {self.failure.message}")
+            else:
+                original = step_error_for(self.failure.code, self.failure.type_name, self.failure.message)
+                original.add_note(f"in step {self.failure.step}, saga {self.name} {saga_id}")
+        if self.parked_reason is not None:
+            parked = SagaParked(f"saga {self.name} {saga_id} is parked: {self.parked_reason}", reason=self.parked_reason)
+            parked.__cause__ = original
+            return parked
+        return original or SagaCancelled(f"saga {self.name} {saga_id} ended {self.status}")
+
+
+class SagaWatch:
+    """One saga as its watchers see it. Any number may watch; each sees every step once, from the first."""
+
+    def __init__(self, saga_id: uuid.UUID) -> None:
+        self.saga_id = saga_id
+        self._done: list[StepDone] = []
+        self._end: SagaEnd | None = None
+        self._lost: BaseException | None = None
+        self._news = asyncio.Event()
+
+    def step_done(self, done: StepDone) -> None:
+        """Adds a step, unless it was seen: progress may be told more than once."""
+        if not self._done or done.seq > self._done[-1].seq:
+            self._done.append(done)
+            self._tell()
+
+    def ended(self, end: SagaEnd) -> None:
+        """The saga ended, or is parked."""
+        self._end = end
+        self._tell()
+
+    def failed(self, error: BaseException) -> None:
+        """Watching itself failed: the store or the broker is gone, or the saga was refused."""
+        self._lost = error
+        self._tell()
+
+    @property
+    def last_seq(self) -> int:
+        """The log's number of the newest step that was seen."""
+        return self._done[-1].seq if self._done else 0
+
+    @property
+    def steps_seen(self) -> int:
+        """How many done steps were seen."""
+        return len(self._done)
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will come."""
+        return self._end is not None or self._lost is not None
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def steps(self) -> AsyncIterator[StepDone]:
+        """Each done step from the first; ends with the saga. Raises what made watching fail."""
+        seen = 0
+        while True:
+            while seen < len(self._done):
+                seen += 1
+                yield self._done[seen - 1]
+            if self._lost is not None:
+                raise self._lost
+            if self._end is not None:
+                return
+            await self._news.wait()
+
+    async def end(self) -> SagaEnd:
+        """Waits for the end. Raises what made watching fail."""
+        while self._end is None:
+            if self._lost is not None:
+                raise self._lost
+            await self._news.wait()
+        return self._end
+
+
+class Runner(Protocol):
+    """What stands behind a mediator: sagas in this process, or the wire to the orchestrator."""
+
+    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
+        """Starts the saga, or finds it if it was started alike. Durable on return. Raises `StartRejected`."""
+
+    async def find(self, saga_id: uuid.UUID, definitions: dict[str, Definition]) -> SagaWatch:
+        """Watches a saga that exists. Raises `SagaNotFound`."""
+
+    async def close(self) -> None:
+        """Stops watching, and driving; what runs is left to recovery."""
+
+

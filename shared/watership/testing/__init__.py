@@ -1,0 +1,26 @@
+"""For your tests: a saga in virtual time with stand-ins for its steps, and given/when/expect for its decisions.
+
+::
+
+    result = await run(OrderSaga, context, steps={"ChargeCard": fails(CardDeclined)}, container=container)
+    assert result.compensated == ["ReserveStock"]
+
+It is the top layer: it may import all of Watership, and nothing of Watership imports it.
+"""
+
+from watership.testing.runs import SagaRun, run
+from watership.testing.scenario import Scenario, given
+from watership.testing.stand_ins import StandIn, compensation_fails, fails, real, succeeds, unknown
+
+__all__ = [
+    "SagaRun",
+    "Scenario",
+    "StandIn",
+    "compensation_fails",
+    "fails",
+    "given",
+    "real",
+    "run",
+    "succeeds",
+    "unknown",
+]

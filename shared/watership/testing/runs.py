@@ -1,0 +1,139 @@
+"""Runs one saga in this process, in memory and in virtual time: hours of retries pass at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic
+
+from watership.clock import VirtualClock
+from watership.container import as_container
+from watership.errors import ConfigurationError, DefinitionError
+from watership.machine import changes as c
+from watership.machine.state import Action, Outcome, Status
+from watership.saga.compile import Definition, compile_saga
+from watership.saga.driver import Job
+from watership.saga.drivers import Drivers
+from watership.saga.models import ContextT, shape_of
+from watership.saga.saga import Saga
+from watership.saga.step import RemoteStep
+from watership.saga.storage.memory import MemorySagaStorage
+from watership.saga.storage.protocol import LogEntry, SagaLogEntry
+from watership.saga.watch import SagaEnd
+from watership.testing.stand_ins import AsyncFunction, StandIn, StandInContainer, stand_in_from
+
+
+@dataclasses.dataclass(frozen=True)
+class SagaRun(Generic[ContextT]):
+    """How a saga went in a test.
+
+    ``acted`` and ``compensated`` are step names in the order in which they were done. ``attempts`` and
+    ``compensation_attempts`` count by step. ``error`` is what ``stream`` would raise, None if the saga completed.
+    ``elapsed_ms`` is virtual: what the retries waited. ``history`` has a line for everything that befell a step.
+    """
+
+    saga_id: uuid.UUID
+    status: Status
+    context: ContextT
+    acted: Sequence[str]
+    compensated: Sequence[str]
+    attempts: Mapping[str, int]
+    compensation_attempts: Mapping[str, int]
+    history: Sequence[SagaLogEntry]
+    failed_step: str | None
+    error: Exception | None
+    parked_reason: str | None
+    elapsed_ms: int
+
+
+async def run(
+    saga: type[Saga[ContextT]],
+    context: ContextT,
+    *,
+    steps: Mapping[str, StandIn | AsyncFunction] | None = None,
+    container: object | None = None,
+    saga_id: uuid.UUID | None = None,
+) -> SagaRun[ContextT]:
+    """Runs ``saga`` to its end, or until it is parked, with stand-ins for the steps that ``steps`` names.
+
+    Steps that it does not name run their own handlers, from ``container`` (None: made without arguments). Retries,
+    fallbacks and compensation are those of production. ``context`` itself is not changed; the result has its own.
+    Raises `DefinitionError` for a step that the saga does not have, `ConfigurationError` for one that cannot run here.
+    """
+    definition = _isolated(compile_saga(saga))
+    stand_ins = _checked(definition, steps or {})
+    clock = VirtualClock()
+    storage = MemorySagaStorage(now_ms=clock.monotonic_ms)
+    drivers = Drivers(storage, clock)
+    wanted = saga_id or uuid.uuid4()
+    job = Job(definition, StandInContainer(stand_ins, as_container(container)))
+    started_ms = clock.monotonic_ms()
+    try:
+        drive = await drivers.start(job, shape_of(type(context)).dump(context), wanted)
+        end = await drive.watch.end()
+    finally:
+        await drivers.close()
+    error = end.exception(wanted)
+    for fault in (error, error.__cause__ if error is not None else None):
+        if isinstance(fault, ConfigurationError | DefinitionError):
+            raise fault  # the test is written wrong: that is no failure of a step
+    elapsed_ms = clock.monotonic_ms() - started_ms
+    history = await storage.get_step_history(wanted)
+    return _told(wanted, end, type(context), error, history, await storage.history(wanted), elapsed_ms)
+
+
+def _isolated(definition: Definition) -> Definition:
+    """With circuit breakers of its own: what one test broke, the next finds closed."""
+    fallbacks = {}
+    for name, fallback in definition.fallbacks.items():
+        breaker = fallback.circuit_breaker
+        if breaker is not None:
+            from watership.adapters.circuit_breaker import Breakers
+
+            breaker = Breakers().of(name, breaker.settings)
+        fallbacks[name] = dataclasses.replace(fallback, circuit_breaker=breaker)
+    return dataclasses.replace(definition, fallbacks=fallbacks)
+
+
+def _checked(definition: Definition, steps: Mapping[str, StandIn | AsyncFunction]) -> dict[str, StandIn]:
+    saga = definition.plan.saga
+    strange = sorted(set(steps) - set(definition.steps))
+    if strange:
+        raise DefinitionError(f"{saga} has no step {', '.join(strange)}; its steps are {', '.join(definition.steps)}")
+    for name, step in definition.steps.items():
+        if issubclass(step, RemoteStep) and name not in steps:
+            raise ConfigurationError(
+                f"step {name} of {saga} is Remote, its code is not here: give it a stand-in, "
+                f"steps={{{name!r}: succeeds()}}"
+            )
+    return {name: stand_in_from(name, given) for name, given in steps.items()}
+
+
+def _told(
+    saga_id: uuid.UUID,
+    end: SagaEnd,
+    context_type: type[Any],
+    error: Exception | None,
+    history: Sequence[SagaLogEntry],
+    log: Sequence[LogEntry],
+    elapsed_ms: int,
+) -> SagaRun[Any]:
+    changes = [change for entry in log for change in entry.changes]
+    done = [change for change in changes if isinstance(change, c.Replied) and change.outcome is Outcome.DONE]
+    sent = [change for change in changes if isinstance(change, c.Dispatched)]
+    return SagaRun(
+        saga_id=saga_id,
+        status=end.status,
+        context=shape_of(context_type).load(end.context),
+        acted=[change.step for change in done if change.action is Action.ACT],
+        compensated=[change.step for change in done if change.action is Action.COMPENSATE],
+        attempts=Counter(change.step for change in sent if change.action is Action.ACT),
+        compensation_attempts=Counter(change.step for change in sent if change.action is Action.COMPENSATE),
+        history=history,
+        failed_step=end.failure.step if end.failure is not None else None,
+        error=error,
+        parked_reason=end.parked_reason,
+        elapsed_ms=elapsed_ms,
+    )

@@ -1,0 +1,235 @@
+"""RabbitMQ and PostgreSQL from the packages of Debian or Ubuntu, as root. Runs in the keeper's process.
+
+Nothing is started as a service, and a server of the host is never touched: ours listen on ports of their own on
+127.0.0.1, with their data in a temporary directory, and end with the test run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.support.endpoints import POSTGRESQL, RABBITMQ, TITLES, Endpoint, Unavailable, wait_until_answering
+
+PACKAGES = {RABBITMQ: "rabbitmq-server", POSTGRESQL: "postgresql"}
+# Debian asks this program before it starts a service; 101 means "not allowed".
+POLICY = Path("/usr/sbin/policy-rc.d")
+RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+INSTALL_WITHIN_S = 600
+START_WITHIN_S = 90
+END_WITHIN_S = 20
+
+
+@contextlib.contextmanager
+def running(wanted: Sequence[str], say: Callable[[str], None]) -> Iterator[dict[str, Endpoint]]:
+    """Install what is missing and start a private server for each that is wanted; end them and remove their data."""
+    refusal = why_not()
+    if refusal:
+        raise Unavailable(refusal)
+    missing = [PACKAGES[server] for server in wanted if _program(server) is None]
+    names = " and ".join(TITLES[server] for server in wanted)
+    if missing:
+        say(f"servers: installing {' and '.join(missing)} with apt-get, then starting {names} on private ports")
+        _install(missing)
+        missing = [PACKAGES[server] for server in wanted if _program(server) is None]
+        if missing:
+            raise Unavailable(f"apt-get installed {missing[0]}, but its server is not where it should be")
+    else:
+        say(f"servers: starting {names} from the installed packages, on private ports")
+    with contextlib.ExitStack() as stack:
+        home = Path(tempfile.mkdtemp(prefix="watership-servers-"))
+        stack.callback(shutil.rmtree, home, ignore_errors=True)
+        home.chmod(0o711)  # the servers run as users of their own, and only pass through
+        starters = {RABBITMQ: _start_rabbitmq, POSTGRESQL: _start_postgresql}
+        yield {server: starters[server](home, stack) for server in wanted}
+
+
+def why_not() -> str:
+    """Why this way is closed on this host; empty if it is open."""
+    if os.environ.get("WATERSHIP_TEST_APT") == "0":
+        return "WATERSHIP_TEST_APT=0 forbids it"
+    if shutil.which("apt-get") is None:
+        return "this is not Debian or Ubuntu"
+    return "" if os.geteuid() == 0 else "not root"
+
+
+def _program(server: str) -> Path | None:
+    if server == RABBITMQ:
+        return RABBITMQ_SERVER if RABBITMQ_SERVER.exists() else None
+    found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    return max(found, key=lambda path: int(path.parts[-3]), default=None)
+
+
+def _install(packages: Sequence[str]) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    with _no_service_starts():
+        done = _run(install, environment)
+        if done.returncode != 0:  # package lists are often stale, and in images mostly absent
+            _run(["apt-get", "update"], environment)
+            done = _run(install, environment)
+    if done.returncode != 0:
+        raise Unavailable(f"apt-get could not install {' and '.join(packages)}: {_last_line(done.stdout)}")
+    if shutil.which("systemctl"):  # nor may they start when the host next boots
+        services = [f"{package}.service" for package in packages]
+        _run(["systemctl", "--no-reload", "disable", *services], environment)
+
+
+@contextlib.contextmanager
+def _no_service_starts() -> Iterator[None]:
+    """Forbid packages to start services, and restore what was there: a file, a link or nothing."""
+    aside = POLICY.with_name("policy-rc.d.before-watership-tests")
+    was_there = POLICY.exists() or POLICY.is_symlink()
+    if was_there:
+        POLICY.rename(aside)
+    try:
+        POLICY.write_text("#!/bin/sh\nexit 101\n")
+        POLICY.chmod(0o755)
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
+        if was_there:
+            aside.rename(POLICY)
+
+
+def _start_postgresql(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+    program = _program(POSTGRESQL)
+    assert program is not None
+    data, port = _directory(home, "postgresql", user="postgres"), _free_port()
+    initdb = [str(program.with_name("initdb")), "--pgdata", str(data / "data"), "--username=postgres", "--auth=trust"]
+    done = _run([*_as("postgres"), *initdb, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"], os.environ)
+    if done.returncode != 0:
+        raise Unavailable(f"initdb failed: {_last_line(done.stdout)}")
+    options = ["-c", "max_connections=200", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
+    command = [*_as("postgres"), str(program), "-D", str(data / "data"), "-p", str(port), *options]
+    # Postgres takes SIGINT as "now, but in order"; SIGTERM would wait for clients.
+    process = _spawn(command, data, os.environ, stack, ending=signal.SIGINT)
+    url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+    return _answering(POSTGRESQL, url, port, process, data)
+
+
+def _start_rabbitmq(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+    data, port, names_port = _directory(home, "rabbitmq", user="rabbitmq"), _free_port(), _free_port()
+    (data / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\n")
+    (data / "enabled_plugins").write_text("[].\n")
+    (data / "env.conf").touch()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        "HOME": str(data),  # where Erlang makes its cookie: not the host's
+        # Erlang's name server, too, is our own: the host's may be older, or end with the host's broker.
+        "ERL_EPMD_PORT": str(names_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"watership-{port}@localhost",
+        "RABBITMQ_DIST_PORT": str(_free_port()),
+        "RABBITMQ_MNESIA_BASE": str(data / "data"),
+        "RABBITMQ_LOG_BASE": str(data / "log"),
+        "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),
+        "RABBITMQ_CONF_ENV_FILE": str(data / "env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
+        "RABBITMQ_PID_FILE": str(data / "pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+    }
+    _start_name_server(names_port, data, environment, stack)
+    command = [*_as("rabbitmq"), str(RABBITMQ_SERVER)]
+    process = _spawn(command, data, environment, stack, ending=signal.SIGTERM)
+    return _answering(RABBITMQ, f"amqp://guest:guest@127.0.0.1:{port}/", port, process, data)
+
+
+def _start_name_server(port: int, data: Path, environment: Mapping[str, str], stack: contextlib.ExitStack) -> None:
+    """Erlang's epmd, up before the broker is: else the broker starts one that nobody ends."""
+    command = [*_as("rabbitmq"), shutil.which("epmd") or "epmd", "-port", str(port)]
+    process = _spawn(command, data, environment, stack, ending=signal.SIGTERM)
+    deadline = time.monotonic() + START_WITHIN_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError as why:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Unavailable("epmd, Erlang's name server, did not start") from why
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _spawn(
+    command: Sequence[str],
+    data: Path,
+    environment: Mapping[str, str],
+    stack: contextlib.ExitStack,
+    *,
+    ending: signal.Signals,
+) -> subprocess.Popen[bytes]:
+    with (data / "output.log").open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=data,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    stack.callback(_end, process, ending)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes], ending: signal.Signals) -> None:
+    """In order if it can, and its whole session in any case: RabbitMQ has helpers of its own."""
+    process.send_signal(ending)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_WITHIN_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _answering(server: str, url: str, port: int, process: subprocess.Popen[bytes], data: Path) -> Endpoint:
+    try:
+        wait_until_answering(server, url, timeout_s=START_WITHIN_S, ended=lambda: process.poll() is not None)
+    except Unavailable as why:
+        raise Unavailable(f"{why}: {_last_line((data / 'output.log').read_text(errors='replace'))}") from why
+    return Endpoint(url, f"started for this run, 127.0.0.1:{port}", shared=False)
+
+
+def _directory(home: Path, name: str, *, user: str) -> Path:
+    path = home / name
+    path.mkdir(mode=0o700)
+    shutil.chown(path, user, user)
+    return path
+
+
+def _as(user: str) -> list[str]:
+    """Both servers refuse to run as root. Unlike su and runuser, setpriv becomes the command: signals reach it."""
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env=environment,
+        cwd="/",  # a directory that every user may be in
+        check=False,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=INSTALL_WITHIN_S,
+    )
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]

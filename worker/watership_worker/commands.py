@@ -1,0 +1,60 @@
+"""The worker's subcommand."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+from watership.bus.rabbit import RabbitBus
+from watership.commands.options import BrokerUrl, Namespace
+from watership.errors import ConfigurationError
+from watership.service import serve
+from watership.settings import Settings, load_settings
+from watership_worker.consumer import Consumer
+from watership_worker.worker import Worker
+
+
+def register(app: typer.Typer) -> None:
+    """Adds it to the command."""
+    app.command("worker")(worker)
+
+
+def worker(
+    target: Annotated[str, typer.Argument(metavar="MODULE:NAME", help="Where your Worker is, e.g. orders.app:worker")],
+    broker_url: BrokerUrl = None,
+    namespace: Namespace = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", help="Handlers at once [WATERSHIP_CONCURRENCY]", show_default=False)
+    ] = None,
+) -> None:
+    """Run a worker: it does the steps of your sagas. Run as many as you like."""
+    settings = load_settings(broker_url=broker_url, namespace=namespace, concurrency=concurrency)
+    found = load_worker(target)
+    asyncio.run(_serve(settings, found))
+
+
+async def _serve(settings: Settings, found: Worker) -> None:
+    service = Consumer(settings, RabbitBus(settings.broker()), found)
+    await serve(service, drain_s=settings.drain_s)
+
+
+def load_worker(target: str) -> Worker:
+    """Imports ``MODULE:NAME``. Raises `ConfigurationError` that says what is wrong with it."""
+    module_name, colon, name = target.partition(":")
+    if not colon or not module_name or not name:
+        raise ConfigurationError(f"{target!r} does not name a worker: write MODULE:NAME, e.g. orders.app:worker")
+    sys.path.insert(0, "")  # as `python -m` does: the user's modules lie where the command is run
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module_name.startswith(error.name):
+            raise ConfigurationError(f"there is no module {module_name} to import from here") from error
+        raise ConfigurationError(f"{module_name} cannot be imported: {error}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, Worker):
+        raise ConfigurationError(f"{target} is not a watership_worker.Worker, it is {type(found).__name__}")
+    return found

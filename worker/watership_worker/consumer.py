@@ -1,0 +1,198 @@
+"""The worker service: consumes its steps' queues, runs handlers in tasks of its own, replies, and acknowledges last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import uuid
+
+from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
+from watership.bus.topology import Topology
+from watership.errors import ConfigurationError, InvalidPayload, LimitExceeded
+from watership.execution import Command, Execution, execute
+from watership.messages import ErrorOnWire, RegisterAnswer, RegisterWorker, ReplyOutcome, StepCommand, StepReply, read
+from watership.service import Supervised, patiently
+from watership.settings import Settings
+from watership_worker.replier import Replier
+from watership_worker.worker import Worker
+
+log = logging.getLogger("watership.worker")
+
+
+class Consumer:
+    """One worker process: any number of them share the same queues."""
+
+    def __init__(self, settings: Settings, bus: Bus, worker: Worker) -> None:
+        self.name = f"worker {socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+        self._settings = settings
+        self._bus = bus
+        self._worker = worker
+        self._topology = Topology(settings.namespace)
+        self._answers = f"{settings.namespace}.worker.{uuid.uuid4().hex}"
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._runs = Supervised()
+        self._replier = Replier(bus)
+        self._subscriptions: list[Subscription] = []
+        self._refused: asyncio.Future[list[str]] | None = None
+
+    async def start(self) -> None:
+        """Connects, declares its queues, announces itself, and consumes."""
+        self._refused = asyncio.get_running_loop().create_future()
+        await patiently(self.name, self._bus.open)
+        queues = [self._topology.step_queue(queue) for queue in self._worker.queues()]
+        await self._bus.declare(
+            self._topology.exchanges(), [*self._topology.orchestrator_queues(), *queues]
+        )
+        await self._bus.declare_reply_queue(self._answers)
+        self._subscriptions.append(
+            await self._bus.consume(self._answers, prefetch=10, on_delivery=self._on_answer)
+        )
+        await self._announce()
+        for queue in queues:
+            # What waits for a slot is in hand, and will be run: little more than what runs.
+            self._subscriptions.append(
+                await self._bus.consume(queue.name, prefetch=self._settings.concurrency, on_delivery=self._on_command)
+            )
+
+    async def run(self) -> None:
+        """Announces itself again and again. Ends with an error if its handlers were refused."""
+        assert self._refused is not None
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.announce_every_s):
+                    refused = await asyncio.shield(self._refused)
+                raise ConfigurationError("; ".join(refused))
+            except TimeoutError:
+                await self._announce()
+
+    async def drain(self) -> None:
+        """Takes no new command, finishes and replies to those in hand, closes."""
+        for subscription in self._subscriptions:
+            await subscription.cancel()
+        await self._runs.wait()
+        await self._bus.close()
+
+    async def _announce(self) -> None:
+        body = RegisterWorker(
+            worker=self.name,
+            plans=tuple(plan.to_data() for plan in self._worker.plans()),
+            handlers=tuple(self._worker.announced()),
+        )
+        message = Message(
+            exchange=self._topology.exchange,
+            routing_key="control",
+            body=body.to_body(),
+            type=body.kind,
+            message_id=f"{self.name}:{secrets.token_hex(4)}",
+            reply_to=self._answers,
+        )
+        (fate,) = await self._bus.publish([message])
+        if fate is not Fate.CONFIRMED:
+            log.warning("%s could not announce itself (%s); it tries again", self.name, fate)
+
+    def _on_answer(self, delivery: Delivery) -> None:
+        self._runs.begin(self._bus.ack([delivery]), name="ack")
+        try:
+            answer = read(delivery.type, delivery.body)
+        except (InvalidPayload, LimitExceeded) as error:
+            log.warning("an answer could not be read: %s", error)
+            return
+        if not isinstance(answer, RegisterAnswer) or not answer.refused:
+            return
+        assert self._refused is not None
+        if not self._refused.done():
+            self._refused.set_result(list(answer.refused))
+
+    # --- commands
+
+    def _on_command(self, delivery: Delivery) -> None:
+        self._runs.begin(self._serve(delivery), name=f"command {delivery.message_id}")
+
+    async def _serve(self, delivery: Delivery) -> None:
+        try:
+            message = read(delivery.type, delivery.body)
+            if not isinstance(message, StepCommand):
+                raise InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}")
+        except (InvalidPayload, LimitExceeded) as error:
+            log.warning("refused a message on %s: %s", delivery.queue, error)
+            await self._bus.reject(delivery, requeue=False)
+            return
+        async with self._slots:
+            reply = await self._run(message, delivery)
+        await self._replier.send(self._message(message, reply, delivery), delivery)
+
+    async def _run(self, command: StepCommand, delivery: Delivery) -> StepReply:
+        hands = self._worker.hands(command)
+        if hands is None:
+            return _not_served(command, delivery)
+        if delivery.redelivered:
+            log.info("saga %s: %s of %s is run again: it was delivered before", command.saga_id, command.action,
+                     command.step)
+        run = await execute(
+            Command(
+                saga_id=command.saga_id,
+                saga=command.saga,
+                step=command.step,
+                action=command.action,
+                attempt=command.attempt,
+                generation=command.generation,
+                context=command.context,
+                timeout_ms=command.timeout_ms,
+            ),
+            hands,
+        )
+        if run.error is not None:
+            log.info("saga %s: %s of step %s ended %s: %s", command.saga_id, command.action, command.step,
+                     run.outcome, run.error)
+        return _reply(command, run, delivery)
+
+    def _message(self, command: StepCommand, reply: StepReply, delivery: Delivery) -> Message:
+        return Message(
+            exchange=self._topology.exchange,
+            routing_key="replies",
+            body=reply.to_body(),
+            type=reply.kind,
+            message_id=f"{command.saga_id}:{command.step}:{command.action}:{command.attempt}:{reply.run}",
+            correlation_id=str(command.saga_id),
+            headers=_trace(delivery),
+        )
+
+
+def _trace(delivery: Delivery) -> dict[str, str]:
+    trace = delivery.headers.get("traceparent")
+    return {"traceparent": trace} if isinstance(trace, str) else {}
+
+
+def _not_served(command: StepCommand, delivery: Delivery) -> StepReply:
+    """This worker ran nothing; if the command was delivered before, another one may have."""
+    error = ErrorOnWire(code="not_served", type_name="NotServed", message=f"no handler for step {command.step} here")
+    outcome = ReplyOutcome.UNKNOWN if delivery.redelivered else ReplyOutcome.NOT_SERVED
+    return StepReply(
+        saga_id=command.saga_id,
+        step=command.step,
+        action=command.action,
+        attempt=command.attempt,
+        run=secrets.token_hex(8),
+        outcome=outcome,
+        error=error,
+        redelivered=delivery.redelivered,
+    )
+
+
+def _reply(command: StepCommand, run: Execution, delivery: Delivery) -> StepReply:
+    return StepReply.model_construct(
+        v=1,
+        saga_id=command.saga_id,
+        step=command.step,
+        action=command.action,
+        attempt=command.attempt,
+        run=run.run,
+        outcome=ReplyOutcome(run.outcome.value),
+        patch=run.patch,
+        response=run.response,
+        error=ErrorOnWire.of(run.failure),
+        redelivered=delivery.redelivered,
+    )
