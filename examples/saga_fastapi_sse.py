@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import di
@@ -100,7 +100,7 @@ def mediator_factory() -> watership.SagaMediator:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+async def lifespan(_: fastapi.FastAPI) -> AsyncGenerator[None]:
     if not BROKER_URL:
         await storage.create_tables()
     async with mediator_factory():  # closed last, and with it what all of them share
@@ -124,7 +124,7 @@ def frame(**data: str | None) -> str:
 async def process_order(
     request: ProcessOrderRequest, mediator: Annotated[watership.SagaMediator, fastapi.Depends(mediator_factory)]
 ) -> fastapi.responses.StreamingResponse:
-    async def generate_sse() -> AsyncIterator[str]:
+    async def generate_sse() -> AsyncGenerator[str]:
         saga_id = uuid.uuid4()
         context = OrderContext(order_id=request.order_id, items=request.items, total_cents=request.total_cents)
         yield frame(type="start", saga_id=str(saga_id))

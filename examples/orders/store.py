@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import aiosqlite
@@ -20,7 +20,7 @@ class Store:
         self._is_ready = False
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+    async def transaction(self) -> AsyncGenerator[aiosqlite.Connection]:
         """All that is written in the block, or nothing of it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         async with aiosqlite.connect(self._path, timeout=10, isolation_level=None) as connection:

@@ -81,11 +81,18 @@ class Engine:
         result = committed.result
         late = time.monotonic() - started_s > PUBLISH_WINDOW_S or self._bus.generation != generation
         if late:  # law 3: a process that was stopped publishes nothing old
-            log.warning("a batch of %d was committed too long ago, or its channel is gone: not published", len(arrivals))
+            log.warning(
+                "a batch of %d was committed too long ago, or its channel is gone: not published", len(arrivals)
+            )
             redeliver = {judgement.saga_id for judgement in committed.judgements if judgement.moved}
-            result.redeliver = [arrival for arrival in arrivals if arrival.saga_id in redeliver and arrival.message]
+            result.redeliver.extend(arrival for arrival in arrivals if arrival.saga_id in redeliver and arrival.message)
             return result
-        await self._publish(committed)
+        try:
+            await self._publish(committed)
+        except (DBAPIError, OSError, TimeoutError, PoolTimeout) as error:
+            # What is owed could not be marked: the messages must come again, or the reaper must look.
+            log.warning("the database does not answer (%s): a batch of %d comes again", error, len(arrivals))
+            result.redeliver.extend(arrival for arrival in arrivals if arrival.message)
         return result
 
     async def look(self, limit: int) -> int:
@@ -111,7 +118,7 @@ class Engine:
                     break
                 if attempt == RETRIES_MAX:
                     raise StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}") from error
-                await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311 - spreading retries
+                await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))
         return await self._commit_each(arrivals)
 
     async def _commit_each(self, arrivals: Sequence[Arrival]) -> _Committed:
@@ -123,6 +130,7 @@ class Engine:
                 continue
             whole.judgements.extend(one.judgements)
             whole.result.again.extend(one.result.again)
+            whole.result.redeliver.extend(one.result.redeliver)
             whole.result.rejections.extend(one.result.rejections)
             whole.result.refusals.update(one.result.refusals)
             whole.result.states.update(one.result.states)
@@ -147,8 +155,10 @@ class Engine:
         result = BatchResult()
         async with self._store.batch() as batch:
             stored = await batch.lock(by_saga)
-            for saga_id in await self._elsewhere(batch, by_saga, stored, result):
+            for saga_id in await self._elsewhere(batch, by_saga, stored):
                 result.again.extend(by_saga.pop(saga_id))
+            for saga_id in [key for key, saga in stored.items() if saga.machine_version > MACHINE_VERSION]:
+                result.redeliver.extend(by_saga.pop(saga_id))  # a newer orchestrator's: left to one
             plans = await self._plans_for(stored.values(), arrivals)
             judgements = await self._judge_all(batch, by_saga, stored, plans)
             judgements = await self._write(batch, judgements, by_saga, result)
@@ -163,18 +173,14 @@ class Engine:
         batch: Batch,
         by_saga: dict[uuid.UUID, list[Arrival]],
         stored: dict[uuid.UUID, StoredSaga],
-        result: BatchResult,
     ) -> set[uuid.UUID]:
-        """Sagas that exist, and that somebody else has locked, or a newer machine has written."""
+        """Sagas that exist, and that somebody else has locked."""
         unknown = [
             saga_id
             for saga_id, group in by_saga.items()
             if saga_id not in stored and not isinstance(group[0].message, StartSaga)
         ]
-        existing = await batch.existing(unknown)
-        elsewhere = {saga_id for saga_id, ours in existing.items() if ours}
-        newer = {saga_id for saga_id, saga in stored.items() if saga.machine_version > MACHINE_VERSION}
-        return elsewhere | newer
+        return {saga_id for saga_id, ours in (await batch.existing(unknown)).items() if ours}
 
     async def _plans_for(self, stored: Iterable[StoredSaga], arrivals: Sequence[Arrival]) -> Plans:
         hashes, names = set(), set()
@@ -305,5 +311,3 @@ def _by_saga(arrivals: Iterable[Arrival]) -> dict[uuid.UUID, list[Arrival]]:
     for arrival in arrivals:
         grouped.setdefault(arrival.saga_id, []).append(arrival)
     return grouped
-
-

@@ -14,7 +14,7 @@ from watership import codec
 from watership.errors import InvalidPayload, SagaConflict
 from watership.machine import events as e
 from watership.machine.changes import Dispatched
-from watership.machine.effects import Effect, NotifyEnd, SendCommand, effects_of
+from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendCommand, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Outcome, Phase, SagaState, Status
@@ -69,7 +69,7 @@ class Plans:
         return self.newest.get(state.name)
 
 
-class NeedsHistory(Exception):  # noqa: N818 - a request, not an error
+class NeedsHistory(Exception):
     """A stale reply came: its saga must be judged again with its log at hand."""
 
 
@@ -276,15 +276,17 @@ class _Judge:
                 if action_state.phase is Phase.AWAITED:
                     again = e.DispatchRepeated(name, action, action_state.attempt, unsent)
                     self._follow(plan, again, "owed")
-            if state.status.terminal:
+            if state.parked_reason is not None:
+                self.it.notices.append(NotifyParked(state.seq, state.parked_reason))
+            elif state.status.terminal:
                 self.it.notices.append(NotifyEnd(state.seq, state.status))
         self._follow(plan, e.TimePassed(), "time")
 
     def _look_for_plan(self, state: SagaState) -> None:
-        if state.plan_due_at_ms is None or state.plan_due_at_ms > self.now_ms or state.parked_reason is not None:
-            return
         plan = self.plans.of(state)
         if plan is None:
+            if state.plan_due_at_ms is None or state.plan_due_at_ms > self.now_ms or state.parked_reason is not None:
+                return
             self._follow(None, e.PlanMissing(self.now_ms + PLAN_LOOK_MS, PLAN_LOOKS_MAX), "look for plan")
             return
         trouble = self.plans.trouble_with(plan, state.context)
@@ -336,5 +338,3 @@ class _Judge:
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)
                 self._follow(self.plans.of(state), withdrawn, "overtaken")
-
-

@@ -134,9 +134,7 @@ def _notices(judgement: Judgement, state: SagaState, effect: Effect, topology: T
     message_id = f"{judgement.saga_id}:{effect.seq}:{body.kind}"
     outgoing = []
     if judgement.reply_to is not None:
-        to_watcher = answer(
-            body, judgement.reply_to, message_id=message_id, correlation_id=str(judgement.saga_id)
-        )
+        to_watcher = answer(body, judgement.reply_to, message_id=message_id, correlation_id=str(judgement.saga_id))
         outgoing.append(Outgoing(judgement.saga_id, to_watcher, required=False))
     if isinstance(body, SagaEnded):
         outgoing.append(Outgoing(judgement.saga_id, _event(body, message_id, topology), required=True))

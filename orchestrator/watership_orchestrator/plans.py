@@ -18,8 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from watership import codec
 from watership.errors import DefinitionError
 from watership.machine.plan import Plan
+from watership.machine.state import Status
 from watership.messages import HandlerOnWire, RegisterWorker
-from watership.saga.storage.schema import handler_table, plan_table
+from watership.saga.storage.schema import handler_table, plan_table, saga_table
 from watership_orchestrator.judgement import Plans
 
 NEWEST_FRESH_S = 1.0
@@ -124,6 +125,13 @@ class PlanBook:
             for plan in plans
         ]
         await connection.execute(insert(plan_table).on_conflict_do_nothing(), rows)
+        await connection.execute(  # sagas that waited for one of them are looked at at once
+            sa.update(saga_table)
+            .where(saga_table.c.namespace == self._namespace, saga_table.c.driver == "orchestrator")
+            .where(saga_table.c.status == Status.PENDING.value, saga_table.c.wake_at_ms > now_ms)
+            .where(saga_table.c.name.in_({plan.saga for plan in plans}))
+            .values(wake_at_ms=now_ms)
+        )
 
     async def _keep_handler(self, connection: Any, worker: str, handler: HandlerOnWire, now_ms: int) -> str | None:
         table = handler_table

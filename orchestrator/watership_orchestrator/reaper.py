@@ -59,7 +59,7 @@ class Reaper:
                 log.warning("%s; looking again soon", error)
             except Exception:  # its own errors leave the rows due: the next look finds them
                 log.exception("a look failed; looking again soon")
-            await asyncio.sleep(self._settings.reap_every_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreading
+            await asyncio.sleep(self._settings.reap_every_s * random.uniform(0.8, 1.2))
 
     async def drain(self) -> None:
         """Closes."""

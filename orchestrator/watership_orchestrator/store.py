@@ -38,7 +38,7 @@ _LOCK = sa.text(
     "ORDER BY saga_id FOR UPDATE SKIP LOCKED"
 )
 _EXISTING = sa.text("SELECT saga_id, namespace, driver FROM watership_saga WHERE saga_id = ANY(CAST(:ids AS uuid[]))")
-_CLOCK = sa.text(f"SELECT {_NOW_MS}")  # noqa: S608 - no input
+_CLOCK = sa.text(f"SELECT {_NOW_MS}")
 _DUE = sa.text(
     "SELECT saga_id FROM watership_saga WHERE namespace = :namespace AND driver = 'orchestrator' "  # noqa: S608
     f"AND wake_at_ms <= {_NOW_MS} ORDER BY wake_at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"

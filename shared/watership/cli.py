@@ -108,8 +108,10 @@ def _main(
         level=logging.DEBUG if verbose else usual,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
-    for noisy in ("aiormq", "aio_pika", "aiosqlite", "asyncio", "alembic"):
+    for noisy in ("aiosqlite", "asyncio", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for repeating in ("aiormq", "aio_pika"):  # what they log as errors, our own errors tell in words
+        logging.getLogger(repeating).setLevel(logging.WARNING if verbose else logging.CRITICAL)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from watership import codec
+from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message
 from watership.bus.topology import Topology
 from watership.errors import (
@@ -31,13 +32,13 @@ from watership.errors import (
     StartRejected,
     WatershipError,
 )
-from watership.listening import Listening, all_seen, is_next, tell
+from watership.listening import Listening, end_of, tell
 from watership.machine.plan import Plan
-from watership.machine.state import Status
 from watership.messages import (
     AdminAnswer,
     AdminRequest,
     AdminVerb,
+    RegisterAnswer,
     RegisterWorker,
     SagaEnded,
     SagaKnown,
@@ -48,12 +49,13 @@ from watership.messages import (
 )
 from watership.saga.compile import Definition
 from watership.saga.models import shape_of
-from watership.saga.watch import SagaEnd, SagaWatch, StepDone
+from watership.saga.watch import SagaWatch, StepDone
 
 log = logging.getLogger("watership.client")
 
 START_TRIES_MAX = 5
 ASK_TIMEOUT_S = 10.0
+REGISTER_WITHIN_S = 2.0
 SILENCE_S = 5.0
 LOOK_EVERY_S = 1.0
 LOOKS_AT_ONCE_MAX = 20
@@ -62,8 +64,7 @@ MOVING_VERBS = (AdminVerb.RETRY, AdminVerb.COMPENSATE)
 LISTENING_MAX = 2_000
 
 _ERRORS: dict[str, type[WatershipError]] = {
-    cls.code: cls
-    for cls in (SagaConflict, SagaNotFound, InvalidPayload, OperationRefused, StartRejected)
+    cls.code: cls for cls in (SagaConflict, SagaNotFound, InvalidPayload, OperationRefused, StartRejected)
 }
 
 
@@ -73,11 +74,13 @@ class Wire:
     def __init__(self, bus: Bus, namespace: str) -> None:
         self.name = f"client {socket.gethostname()}:{os.getpid()}"
         self._bus = bus
+        self._acks = Acks(bus)
         self._topology = Topology(namespace)
         self._replies = f"{namespace}.client.{uuid.uuid4().hex}"
         self._sagas: dict[uuid.UUID, Listening] = {}
         self._questions: dict[str, asyncio.Future[AdminAnswer]] = {}
         self._registered: set[str] = set()
+        self._keeping: dict[str, asyncio.Future[None]] = {}
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -135,8 +138,6 @@ class Wire:
         except BaseException:
             self._sagas.pop(body.saga_id, None)
             raise
-        if not end_only:
-            self._begin(self._attach(listening), f"attach {body.saga_id}")
         return listening.watch
 
     async def publish_start(self, body: StartSaga, *, listen: bool = True) -> None:
@@ -164,6 +165,7 @@ class Wire:
         )
 
     async def _register(self, plan: Plan) -> None:
+        """Makes the plan known before the first saga that is pinned to it, or that one would wait for it."""
         if plan.hash in self._registered:
             return
         body = RegisterWorker(worker=self.name, plans=(plan.to_data(),))
@@ -173,15 +175,32 @@ class Wire:
             body=body.to_body(),
             type=body.kind,
             message_id=f"{self.name}:{plan.hash}",
+            correlation_id=plan.hash,
+            reply_to=self._replies,
         )
-        (fate,) = await self._bus.publish([message])
-        if fate is Fate.CONFIRMED:
-            self._registered.add(plan.hash)
+        kept = self._keeping.get(plan.hash)
+        if kept is None:
+            kept = self._keeping[plan.hash] = asyncio.get_running_loop().create_future()
+            await self._bus.publish([message])
+        try:
+            async with asyncio.timeout(REGISTER_WITHIN_S):
+                await asyncio.shield(kept)
+        except TimeoutError:  # no orchestrator runs just now: the start is kept, and its saga waits for the plan
+            log.info("no orchestrator answered within %g s; the saga starts when one runs", REGISTER_WITHIN_S)
+        self._keeping.pop(plan.hash, None)
+        self._registered.add(plan.hash)
+
+    def _on_registered(self, delivery: Delivery, answer: RegisterAnswer) -> None:
+        for sentence in answer.refused:
+            log.error("refused: %s", sentence)
+        kept = self._keeping.get(delivery.correlation_id or "")
+        if kept is not None and not kept.done():
+            kept.set_result(None)
 
     # --- listening
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        self._begin(self._bus.ack([delivery]), "ack")
+        self._acks.add(delivery)
         try:
             message = read(delivery.type, delivery.body)
         except (InvalidPayload, LimitExceeded) as error:
@@ -191,6 +210,8 @@ class Wire:
             question = self._questions.pop(delivery.correlation_id or "", None)
             if question is not None and not question.done():
                 question.set_result(message)
+        elif isinstance(message, RegisterAnswer):
+            self._on_registered(delivery, message)
         elif isinstance(message, SagaProgress):
             self._on_progress(message)
         elif isinstance(message, SagaEnded):
@@ -209,7 +230,7 @@ class Wire:
         listening.heard_at_s = time.monotonic()
         if listening.end_only:
             return
-        if not is_next(listening, message.step):
+        if not listening.is_next(message.step):
             self._begin(self._read_log(listening), "gap")
             return
         listening.watch.step_done(StepDone(message.seq, message.step, message.response, message.patch or {}, None))
@@ -219,14 +240,11 @@ class Wire:
         if listening is None:
             return
         listening.heard_at_s = time.monotonic()
-        if not listening.end_only and not all_seen(listening, message):
+        if not listening.saw_all(message):
             self._begin(self._read_log(listening), "gap")
             return
         self._sagas.pop(message.saga_id, None)
-        failure = message.error.failure(message.failed_step) if message.error is not None else None
-        listening.watch.ended(
-            SagaEnd(message.saga, Status(message.status), message.context, failure, message.parked_reason)
-        )
+        listening.watch.ended(end_of(message))
 
     def _on_known(self, message: SagaKnown) -> None:
         """It was started before, by somebody else or long ago: we are told nothing, so we ask."""

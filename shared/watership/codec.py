@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -27,9 +27,9 @@ _SUSPECT = re.compile(rb"[0-9]{19}|\\u0000")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def dumps(value: Any) -> bytes:
-    """Compact JSON. ``value`` must have passed `check`, or be made of what did."""
-    return orjson.dumps(value)
+def dumps(value: Any, *, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Compact JSON. ``value`` must have passed `check`, or be made of what did; ``default`` is asked for the rest."""
+    return orjson.dumps(value, default=default)
 
 
 def loads(body: bytes | str) -> Any:

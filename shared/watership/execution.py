@@ -97,13 +97,13 @@ async def execute(command: Command, hands: Hands) -> Execution:
 async def _execute(run: str, command: Command, hands: Hands) -> Execution:
     try:
         context = _build_context(command, hands)
-    except Exception as error:  # the user's builder may raise anything; nothing ran yet, so it failed
+    except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet, so it failed
         return _failed(run, command, error, Outcome.FAILED)
     shape = shape_of(type(context))
     before = shape.dump(context)
     try:
         value = await _run_handler(command, hands, context)
-    except Exception as error:  # a handler may raise anything: that is how it says "failed"
+    except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
         outcome = Outcome.UNKNOWN if isinstance(error, OutcomeUnknown | TimeoutError) else Outcome.FAILED
         patch = _patch_if_possible(shape, before, context) if outcome is Outcome.UNKNOWN else None
         return _failed(run, command, error, outcome, patch)

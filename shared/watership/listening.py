@@ -1,4 +1,4 @@
-"""What a client heard of one saga, and whether it missed anything. Pure: no broker, no clock. Not public."""
+"""What a client knows of a saga that it watches from afar, and whether it missed something. Pure."""
 
 from __future__ import annotations
 
@@ -15,32 +15,38 @@ from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
 @dataclasses.dataclass(slots=True)
 class Listening:
-    """One saga that this process watches. ``plan`` None: what it heard cannot be checked; ``end_only``: need not be."""
+    """One saga that this process watches. ``plan`` None: it is not known here. ``end_only``: steps do not matter."""
 
     watch: SagaWatch
     plan: Plan | None
     heard_at_s: float
     end_only: bool = False
 
+    def is_next(self, step: str) -> bool:
+        """Whether this step follows what was seen, so that nothing was missed."""
+        if self.plan is None:
+            return False
+        nodes, seen = self.plan.nodes, self.watch.steps_seen
+        return seen < len(nodes) and any(member.name == step for member in members(nodes[seen]))
 
-def is_next(listening: Listening, step: str) -> bool:
-    """Whether this is the step that follows what was seen, so that nothing was missed."""
-    if listening.plan is None:
+    def saw_all(self, end: SagaEnded) -> bool:
+        """Whether every step that was done before this end was seen."""
+        if self.end_only:
+            return True
+        if self.plan is None:
+            return False
+        if end.status == Status.COMPLETED:
+            return self.watch.steps_seen == len(self.plan.nodes)
+        for index, node in enumerate(self.plan.nodes):
+            if any(member.name == end.failed_step for member in members(node)):
+                return self.watch.steps_seen >= index
         return False
-    nodes, seen = listening.plan.nodes, listening.watch.steps_seen
-    return seen < len(nodes) and any(member.name == step for member in members(nodes[seen]))
 
 
-def all_seen(listening: Listening, message: SagaEnded) -> bool:
-    """Whether every step that was done before this end was seen."""
-    if listening.plan is None:
-        return False
-    if message.status == Status.COMPLETED:
-        return listening.watch.steps_seen == len(listening.plan.nodes)
-    for index, node in enumerate(listening.plan.nodes):
-        if any(member.name == message.failed_step for member in members(node)):
-            return listening.watch.steps_seen >= index
-    return False
+def end_of(message: SagaEnded) -> SagaEnd:
+    """An end as watchers see it."""
+    failure = message.error.failure(message.failed_step) if message.error is not None else None
+    return SagaEnd(message.saga, Status(message.status), message.context, failure, message.parked_reason)
 
 
 def tell(watch: SagaWatch, view: dict[str, Any]) -> None:

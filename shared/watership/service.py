@@ -33,7 +33,8 @@ class Service(Protocol):
 
 async def patiently(what: str, connect: Callable[[], Awaitable[None]]) -> None:
     """Connects, again and again while the other side is not there, and says so. A refusal (a password) is tried, too:
-    it may be mended without us."""
+    it may be mended without us.
+    """
     attempt = 0
     while True:
         try:
@@ -43,7 +44,7 @@ async def patiently(what: str, connect: Callable[[], Awaitable[None]]) -> None:
             return
         except (BrokerUnavailable, StoreUnavailable) as error:
             attempt += 1
-            wait_s = min(CONNECT_RETRY_MAX_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
+            wait_s = min(CONNECT_RETRY_MAX_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
             log.warning("%s; trying again in %.1f s (attempt %d)", error, wait_s, attempt)
             await asyncio.sleep(wait_s)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from watership.saga.storage import migrations
+
 from tests.support.crash_program import CRASH_CODE
 from tests.support.processes import ROOT
-from watership.saga.storage import migrations
 
 STEPS = ["Reserve", "Charge", "Ship"]
 FORWARD = [f"act:{step}" for step in STEPS]

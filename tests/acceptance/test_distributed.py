@@ -103,7 +103,7 @@ def start_by_pika(system: System, orders: dict[uuid.UUID, str | None]) -> None:
 def some_orders(seed: int, count: int) -> dict[uuid.UUID, str | None]:
     """Sagas of which a third fail, at different steps."""
     chance = random.Random(seed)
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201 - shown where a test fails
     failing = [chance.choice(STEPS) if index % 3 == 0 else None for index in range(count)]
     return {uuid.UUID(int=chance.getrandbits(128), version=4): fail_at for fail_at in failing}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.support.processes import ROOT, Process, Processes
 
 EXAMPLES = ROOT / "examples"
@@ -27,7 +28,11 @@ def run(processes: Processes, example: str) -> str:
 
 def test_saga(processes: Processes) -> None:
     first, second = run(processes, "saga.py").split("order 124:")
-    assert re.findall(r"Step completed: (\w+)", first) == ["ReserveInventoryStep", "ProcessPaymentStep", "ShipOrderStep"]
+    assert re.findall(r"Step completed: (\w+)", first) == [
+        "ReserveInventoryStep",
+        "ProcessPaymentStep",
+        "ShipOrderStep",
+    ]
     assert "shipped as shipment-123" in first
     assert re.findall(r"Step completed: (\w+)", second) == ["ReserveInventoryStep"]
     assert "undone, because 99900 cents is over the card's limit" in second
@@ -122,9 +127,7 @@ def distributed(broker_url: str, database_url: str, namespace: str, processes: P
 
 
 @pytest.mark.servers
-def test_saga_fastapi_sse_distributed(
-    processes: Processes, distributed: dict[str, str], step_queues: set[str]
-) -> None:
+def test_saga_fastapi_sse_distributed(processes: Processes, distributed: dict[str, str], step_queues: set[str]) -> None:
     step_queues |= {"ReserveInventoryStep", "ProcessPaymentStep"}
     worker = processes.watership("worker", "examples.saga_fastapi_sse:worker", env=distributed)
     for client in serve(processes, distributed):

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from examples.orders import inventory, order_saga, payments, shipping, store
 from watership import SagaStepHandler
 from watership.container import PlainContainer
 from watership.execution import Command, Execution, Hands, execute
 from watership.machine.state import Action, Outcome
 from watership.saga.compile import compile_saga
 from watership.saga.step import declared_types
+
+from examples.orders import inventory, order_saga, payments, shipping, store
 
 SAGA_ID = uuid.uuid4()
 ORDER = {
@@ -78,8 +79,8 @@ async def test_a_card_is_charged_once_and_refunded() -> None:
 async def test_a_parcel_goes_by_the_other_carrier_where_the_first_does_not_deliver() -> None:
     refused = await do(shipping.ShipParcel, address="Gull island")
     assert refused.outcome is Outcome.FAILED
-    for _ in range(2):
-        shipped = await do(shipping.ShipParcelByPost, address="Gull island")
+    await do(shipping.ShipParcelByPost, address="Gull island")
+    shipped = await do(shipping.ShipParcelByPost, address="Gull island")
     assert shipped.response == {"carrier": "Post", "tracking_code": "POST-1"}
     assert await one(shipping, "SELECT count(*) FROM parcel") == 1
     await do(shipping.ShipParcelByPost, Action.COMPENSATE)

@@ -14,19 +14,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
 
 import psutil
 
-from tests.support.servers import open_session
 from watership import Response, Saga, SagaContext, SagaMap, SagaStepHandler
+from watership.bus.acks import Acks
 from watership.bus.protocol import Delivery, Message
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Queue, Topology
 from watership.messages import StartSaga
 from watership_worker import Worker
+
+from tests.support.servers import open_session
 
 PUBLISH_AT_ONCE = 200
 IN_FLIGHT_MAX = 2_000
@@ -91,9 +94,9 @@ class Bench:
             "WATERSHIP_DATABASE_URL": self.database_url,
             "WATERSHIP_NAMESPACE": self.namespace,
         }
-        log = Path(f"/tmp/{self.namespace}-{name}.log").open("wb")  # noqa: S108 - a log to look at after the run
         command = [sys.executable, "-m", "watership.cli", *arguments]
-        self.processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        with (Path(tempfile.gettempdir()) / f"{self.namespace}-{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def usage(self) -> dict[str, tuple[float, int]]:
         """CPU seconds and resident bytes of each process so far."""
@@ -120,15 +123,14 @@ class Meter:
     """Counts the sagas that ended, by their events."""
 
     def __init__(self, bus: RabbitBus) -> None:
-        self._bus = bus
+        self._acks = Acks(bus)
         self._some = asyncio.Event()
-        self._deliveries: list[Delivery] = []
         self.ended = 0
 
     def on_delivery(self, delivery: Delivery) -> None:
         """An event arrived."""
         self.ended += 1
-        self._deliveries.append(delivery)
+        self._acks.add(delivery)
         self._some.set()
 
     async def wait_until(self, count: int) -> None:
@@ -136,8 +138,6 @@ class Meter:
         while self.ended < count:
             await self._some.wait()
             self._some.clear()
-            acknowledged, self._deliveries = self._deliveries, []
-            await self._bus.ack(acknowledged)
 
 
 async def measure(bench: Bench, bus: RabbitBus, meter: Meter, sagas_count: int) -> float:
@@ -160,15 +160,11 @@ def _start(namespace: str) -> Message:
     return Message(namespace, "start", body.to_body(), "start-saga", f"{saga_id}:start")
 
 
-async def run(arguments: argparse.Namespace) -> None:
-    """Sets up, measures each size in turn, prints, and leaves nothing behind."""
-    session = open_session(print)
-    namespace, database_url = session.new_namespace(), session.create_database()
-    bench = Bench(namespace, session.servers.broker_url, database_url)
-    bus = RabbitBus(session.servers.broker_url, name="bench")
+async def run(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Brings the services up, and measures each size in turn."""
+    bus = RabbitBus(bench.broker_url, name="bench")
     meter = Meter(bus)
     try:
-        print(session.servers.description)
         await _prepare(bench, bus, meter, arguments)
         for sagas_count in [int(size) for size in arguments.sagas.split(",")]:
             before = bench.usage()
@@ -177,9 +173,6 @@ async def run(arguments: argparse.Namespace) -> None:
     finally:
         bench.end()
         await bus.close()
-        session.delete_namespace(namespace, {"Reserve", "Charge", "Ship", "ended"})
-        session.drop_database(database_url)
-        session.close()
 
 
 async def _prepare(bench: Bench, bus: RabbitBus, meter: Meter, arguments: argparse.Namespace) -> None:
@@ -209,7 +202,16 @@ def main() -> None:
     parser.add_argument("--sagas", default="5000", help="how many; several sizes by commas, one after the other")
     parser.add_argument("--orchestrators", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
-    asyncio.run(run(parser.parse_args()))
+    arguments = parser.parse_args()
+    session = open_session(print)
+    namespace, database_url = session.new_namespace(), session.create_database()
+    try:
+        print(session.servers.description)
+        asyncio.run(run(Bench(namespace, session.servers.broker_url, database_url), arguments))
+    finally:
+        session.delete_namespace(namespace, {"Reserve", "Charge", "Ship", "ended"})
+        session.drop_database(database_url)
+        session.close()
 
 
 if __name__ == "__main__":

@@ -100,9 +100,7 @@ async def main(mode: str, saga_id: uuid.UUID, times: int) -> None:
             print((await mediator.run(OrderContext(), saga_id)).status)
         return
     recoveries = [
-        recover_saga(
-            saga=OrderSaga(), saga_id=saga_id, context_builder=OrderContext, container=None, storage=storage
-        )
+        recover_saga(saga=OrderSaga(), saga_id=saga_id, context_builder=OrderContext, container=None, storage=storage)
         for _ in range(times)
     ]
     for ended in await asyncio.gather(*recoveries, return_exceptions=True):

@@ -45,7 +45,7 @@ class OrderContext(SagaContext):
 class Recorded(SagaStepHandler[OrderContext, Response]):
     """A step that records what it did."""
 
-    pools: ClassVar[dict[int, asyncpg.Pool]] = {}
+    opening: ClassVar[asyncio.Task[asyncpg.Pool] | None] = None
 
     async def act(self, context: OrderContext) -> Response:
         """Fails if the context says so; else records an effect."""
@@ -65,10 +65,13 @@ class Recorded(SagaStepHandler[OrderContext, Response]):
         await pool.execute(RECORD, run.saga_id, run.step, run.action, run.idempotency_key)
 
     async def _pool(self) -> asyncpg.Pool:
-        loop = id(asyncio.get_running_loop())
-        if loop not in self.pools:
-            self.pools[loop] = asyncpg.create_pool(os.environ["LEDGER_URL"], min_size=1, max_size=5)
-        return await self.pools[loop]
+        if Recorded.opening is None:
+            Recorded.opening = asyncio.create_task(_open_pool())
+        return await asyncio.shield(Recorded.opening)
+
+
+async def _open_pool() -> asyncpg.Pool:
+    return await asyncpg.create_pool(os.environ["LEDGER_URL"], min_size=1, max_size=5)
 
 
 class Reserve(Recorded):

@@ -60,7 +60,9 @@ def test_a_story_of_success_and_of_pending() -> None:
 
 def test_an_expectation_that_fails_says_what_is_so() -> None:
     story = given(OrderSaga).started()
-    with pytest.raises(AssertionError, match=r"expected act ChargeCard; what was sent is: act ReserveStock \(attempt 1"):
+    with pytest.raises(
+        AssertionError, match=r"expected act ChargeCard; what was sent is: act ReserveStock \(attempt 1"
+    ):
         story.expect_act("ChargeCard")
     with pytest.raises(AssertionError, match="expected no command"):
         story.expect_no_command()

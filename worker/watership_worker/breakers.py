@@ -8,9 +8,7 @@ from watership.adapters.circuit_breaker import Breakers, BreakerSettings, Circui
 from watership.messages import StepCommand
 
 
-def breaker_of(
-    command: StepCommand, own: Mapping[str, CircuitBreaker], registry: Breakers
-) -> CircuitBreaker | None:
+def breaker_of(command: StepCommand, own: Mapping[str, CircuitBreaker], registry: Breakers) -> CircuitBreaker | None:
     """The breaker of a command's step; None if its plan has none."""
     if command.breaker is None:
         return None

@@ -9,6 +9,7 @@ import secrets
 import socket
 import uuid
 
+from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.errors import ConfigurationError, InvalidPayload, LimitExceeded
@@ -35,6 +36,7 @@ class Consumer:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._runs = Supervised()
         self._replier = Replier(bus)
+        self._acks = Acks(bus)
         self._subscriptions: list[Subscription] = []
         self._refused: asyncio.Future[list[str]] | None = None
 
@@ -43,13 +45,9 @@ class Consumer:
         self._refused = asyncio.get_running_loop().create_future()
         await patiently(self.name, self._bus.open)
         queues = [self._topology.step_queue(queue) for queue in self._worker.queues()]
-        await self._bus.declare(
-            self._topology.exchanges(), [*self._topology.orchestrator_queues(), *queues]
-        )
+        await self._bus.declare(self._topology.exchanges(), [*self._topology.orchestrator_queues(), *queues])
         await self._bus.declare_reply_queue(self._answers)
-        self._subscriptions.append(
-            await self._bus.consume(self._answers, prefetch=10, on_delivery=self._on_answer)
-        )
+        self._subscriptions.append(await self._bus.consume(self._answers, prefetch=10, on_delivery=self._on_answer))
         await self._announce()
         for queue in queues:
             # What waits for a slot is in hand, and will be run: little more than what runs.
@@ -94,7 +92,7 @@ class Consumer:
             log.warning("%s could not announce itself (%s); it tries again", self.name, fate)
 
     def _on_answer(self, delivery: Delivery) -> None:
-        self._runs.begin(self._bus.ack([delivery]), name="ack")
+        self._acks.add(delivery)
         try:
             answer = read(delivery.type, delivery.body)
         except (InvalidPayload, LimitExceeded) as error:
@@ -129,8 +127,9 @@ class Consumer:
         if hands is None:
             return _not_served(command, delivery)
         if delivery.redelivered:
-            log.info("saga %s: %s of %s is run again: it was delivered before", command.saga_id, command.action,
-                     command.step)
+            log.info(
+                "saga %s: %s of %s is run again: it was delivered before", command.saga_id, command.action, command.step
+            )
         run = await execute(
             Command(
                 saga_id=command.saga_id,
@@ -145,8 +144,14 @@ class Consumer:
             hands,
         )
         if run.error is not None:
-            log.info("saga %s: %s of step %s ended %s: %s", command.saga_id, command.action, command.step,
-                     run.outcome, run.error)
+            log.info(
+                "saga %s: %s of step %s ended %s: %s",
+                command.saga_id,
+                command.action,
+                command.step,
+                run.outcome,
+                run.error,
+            )
         return _reply(command, run, delivery)
 
     def _message(self, command: StepCommand, reply: StepReply, delivery: Delivery) -> Message:

@@ -28,9 +28,7 @@ SERVER_SETTINGS = {
 }
 
 
-def orchestrator(
-    broker_url: BrokerUrl = None, database_url: DatabaseUrl = None, namespace: Namespace = None
-) -> None:
+def orchestrator(broker_url: BrokerUrl = None, database_url: DatabaseUrl = None, namespace: Namespace = None) -> None:
     """Run an orchestrator: it decides what happens next. Run as many as you like."""
     settings = load_settings(broker_url=broker_url, database_url=database_url, namespace=namespace)
     asyncio.run(_serve(settings, lambda bus, database: Orchestrator(settings, bus, database)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from watership.commands import database, operating, sagas, starting, topology
-from watership.commands.options import SAGAS, SET_UP
+from watership.commands import database, demo, operating, sagas, starting, topology
+from watership.commands.options import SAGAS, SET_UP, TRY_IT
 
 
 def register(app: typer.Typer) -> None:
     """Adds them to the command."""
+    app.command("demo", rich_help_panel=TRY_IT)(demo.demo)
     app.command("start", rich_help_panel=SAGAS)(starting.start)
     app.command("list", rich_help_panel=SAGAS)(sagas.list_sagas)
     app.command("show", rich_help_panel=SAGAS)(sagas.show)

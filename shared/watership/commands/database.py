@@ -39,7 +39,7 @@ def check(as_json: AsJson = False, database_url: DatabaseUrl = None) -> None:
     elif differences:
         for difference in differences:
             typer.echo(clean(difference))
-        say_error(f"the database {where} is not as this version needs it: run `watership db upgrade`")
+        say_error(f"the database {where} is not as this version needs it")
     else:
         say(f"the database {where} is up to date")
     if differences:

@@ -25,8 +25,3 @@ def demo(directory: Directory = Path(".demo"), orders: Orders = ORDERS_MAX, reco
     screen.save("watership demo")
     if not balanced:
         raise typer.Exit(1)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command()(demo)

@@ -81,7 +81,7 @@ def _operate(verb: AdminVerb, saga_id: uuid.UUID, reason: str, settings: Setting
 async def _send(verb: AdminVerb, saga_id: uuid.UUID, reason: str, settings: Settings) -> None:
     async with connected(settings) as wire:
         seen: dict[str, Any] = await wire.ask(AdminVerb.SHOW, saga_id=saga_id)
-        say(_standing(seen), "bright_black")
+        say(_standing(seen), "dim")
         after: dict[str, Any] = await wire.ask(verb, saga_id=saga_id, actor=_actor(), reason=reason, seq=seen["seq"])
     output().print(Text.assemble(f"{clean(seen['name'])} {saga_id} is ", status_text(after["status"], None), " now"))
 

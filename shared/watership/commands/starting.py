@@ -77,7 +77,7 @@ async def _start_one(settings: Settings, body: StartSaga, watch: bool) -> int:
         if not watch:
             await wire.publish_start(body, listen=False)
             typer.echo(str(body.saga_id))
-            say(f"the broker has it; `watership show {body.saga_id}` tells what becomes of it", "bright_black")
+            say(f"the broker has it; `watership show {body.saga_id}` tells what becomes of it", "dim")
             return 0
         began_s = time.monotonic()
         watched = await wire.start_watched(body)
@@ -98,7 +98,7 @@ async def _print_steps(watched: SagaWatch, began_s: float) -> SagaEnd:
     async for done in watched.steps():
         line = Text.assemble(_since(began_s), "  ", clean(done.step), " ", ("done", "green"))
         if done.response is not None:
-            line.append(f"  {shortened(done.response, RESPONSE_CHARS_MAX)}", "bright_black")
+            line.append(f"  {shortened(done.response, RESPONSE_CHARS_MAX)}", "dim")
         console.print(line, soft_wrap=True)
     end = await watched.end()
     line = Text.assemble(_since(began_s), "  ", status_text(end.status.value, end.parked_reason), end_words(end))
@@ -139,7 +139,7 @@ async def _worry(wire: Wire, watched: SagaWatch) -> None:
 
 
 def _since(began_s: float) -> Text:
-    return Text(f"{span(round((time.monotonic() - began_s) * 1000)):>9}", style="bright_black")
+    return Text(f"{span(round((time.monotonic() - began_s) * 1000)):>9}", style="dim")
 
 
 # --- many

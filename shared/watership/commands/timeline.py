@@ -10,7 +10,7 @@ from watership.commands.screen import milliseconds, span
 from watership.machine import changes as c
 from watership.machine.state import Failure, Outcome
 
-GOOD, BAD, DOUBTFUL, QUIET, MARK = "green", "red", "yellow", "bright_black", "bold"
+GOOD, BAD, DOUBTFUL, QUIET, MARK = "green", "red", "yellow", "dim", "bold"
 _OUTCOMES = {Outcome.DONE: GOOD, Outcome.FAILED: BAD, Outcome.UNKNOWN: DOUBTFUL}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import shutil
 import sys
@@ -18,20 +19,22 @@ from watership.demo.orders import Order, ShipByCourier, ShipByPost
 from watership.demo.screen import Screen
 from watership.demo.shop import CardDeclined, OutOfStock, ParcelRefused, Shop
 from watership.machine.state import Status
-from watership.saga.storage.protocol import SagaStepStatus, SagaSummary
+from watership.saga.storage.protocol import SagaLogEntry, SagaStepStatus, SagaSummary
 
 SHIPPING = {ShipByCourier.__name__, ShipByPost.__name__}
 MINOR_DIGITS = {"JPY": 0}
+SENT_AGAIN = "sent again"
+MINUS = "\N{MINUS SIGN}"
 WHY = {
     OutOfStock.__name__: "an item was out of stock: nothing to undo",
     CardDeclined.__name__: "the card was declined: stock released",
     ParcelRefused.__name__: "nobody could ship it: card refunded, stock released",
 }
 DID = {
-    ("act", SagaStepStatus.STARTED): "",
+    ("act", SagaStepStatus.STARTED): "[dim]sent[/]",
     ("act", SagaStepStatus.COMPLETED): "[green]done[/]",
     ("act", SagaStepStatus.FAILED): "[yellow]failed[/]",
-    ("compensate", SagaStepStatus.STARTED): "undo",
+    ("compensate", SagaStepStatus.STARTED): "[dim]undo sent[/]",
     ("compensate", SagaStepStatus.COMPLETED): "[green]undone[/]",
 }
 
@@ -111,19 +114,11 @@ class Account:
     async def _timeline(self, saga_id: uuid.UUID, twice: bool) -> None:
         order, lines = self._orders[saga_id], await self._storage.get_step_history(saga_id)
         began_ms = _ms(lines[0].timestamp.timestamp())
-        rows = [
-            (
-                _ms(line.timestamp.timestamp()),
-                line.step_name,
-                line.details and f"{line.details}, same key" if line.details == "sent again" else line.details or "",
-                DID.get((line.action, line.status), f"{line.action} {line.status}"),
-            )
-            for line in lines
-        ]
-        rows.append((self._kill.at_ms, "", "", f"[bold red]kill -9 {self._kill.pid}[/]"))
+        rows = [(_ms(line.timestamp.timestamp()), line.step_name, *_words(line)) for line in lines]
+        rows.append((self._kill.at_ms, "", f"[bold red]kill -9 {self._kill.pid}[/]", ""))
         table = Table.grid(padding=(0, 2))
-        for at_ms, step, details, did in sorted(rows, key=lambda row: row[0]):
-            table.add_row(f"  [dim]{(at_ms - began_ms) / 1000:+.3f} s[/]", step, did or details, details if did else "")
+        for at_ms, *cells in sorted(rows, key=lambda row: row[0]):
+            table.add_row(f"  [dim]{(at_ms - began_ms) / 1000:+.3f} s[/]", *cells)
         self._screen.print(
             f"[bold]Order {order.number}[/], {escape(order.customer)} in {escape(order.city)}, "
             f"{order.currency} {_money(order.currency, order.total_minor)}: one of those between charge and ship"
@@ -141,16 +136,15 @@ class Account:
         completed, compensated = statuses[Status.COMPLETED], statuses[Status.COMPENSATED]
         interrupted = self._kill.standing.open
         recovered = len(interrupted - end.open)
-        parcels = await self._shop.parcels()
         table = Table.grid(padding=(0, 2))
         table.add_column(justify="right")
         table.add_row("  [bold green]" + str(completed), "completed", "every step acted")
-        by_post = sum(carrier == "Post" for carrier in parcels.values())
+        by_post = await self._shop.sent_by_post()
         table.add_row(f"[cyan]{by_post}", "  of them fell back", "the courier was down, the post shipped it")
         table.add_row(f"[bold yellow]{compensated}", "compensated", "undone, in reverse order")
         for why, count in sorted((await self._reasons(end)).items(), key=lambda item: -item[1]):
             table.add_row(f"[yellow]{count}", "", why)
-        table.add_row(f"[bold magenta]{recovered}", "recovered", f"in flight at the kill, ended by the second process")
+        table.add_row(f"[bold magenta]{recovered}", "recovered", "in flight at the kill, ended by the second process")
         table.add_row(f"[magenta]{asked_again}", "  asked twice", "of the shop, with the same key: done once")
         self._screen.print(f"[bold]{len(end.sagas)} orders[/]")
         self._screen.print(table)
@@ -177,12 +171,18 @@ class Account:
             fits = amounts[0] - amounts[1] == amounts[2]
             mark = "[bold green]✓[/]" if fits else "[bold red]does not balance[/]"
             table.add_row(
-                f"  [bold]{currency}[/]  charged", charged, "− refunded", refunded, "= shipped", shipped, mark
+                f"  [bold]{currency}[/]  charged", charged, f"{MINUS} refunded", refunded, "= shipped", shipped, mark
             )
         self._screen.print("[bold]The shop's books[/]")
         self._screen.print(table)
         self._screen.print()
         return all(charged - refunded == shipped for charged, refunded, shipped in books.values())
+
+
+def _words(line: SagaLogEntry) -> tuple[str, str]:
+    if line.details == SENT_AGAIN:
+        return f"[yellow]{SENT_AGAIN}[/]", "by the second process, with the same idempotency key"
+    return DID.get((line.action, line.status), f"{line.action} {line.status}"), escape(line.details or "")
 
 
 def _ms(at_s: float) -> int:
@@ -195,10 +195,11 @@ def _money(currency: str, minor: int) -> str:
 
 
 def _how_it_is_called() -> str:
-    """What to type for `watership` here: its name, if it is found by that, else its path."""
-    own = Path(sys.executable).with_name("watership")
+    """What to type for `watership` here: its name if it is found by that, else its path."""
+    own, here = Path(sys.executable).with_name("watership"), Path.cwd()
+    if "UV" in os.environ and not own.is_relative_to(here):  # the environment is uv's own, and off the path afterwards
+        return "uvx watership"
     found = shutil.which("watership")
     if not own.exists() or (found is not None and Path(found).samefile(own)):
         return "watership"
-    with_path = own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own
-    return shlex.quote(str(with_path))
+    return shlex.quote(str(own.relative_to(here) if own.is_relative_to(here) else own))

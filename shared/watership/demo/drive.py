@@ -18,7 +18,7 @@ from watership.demo.shop import Shop
 
 AT_ONCE_MAX = 40
 RECOVER_EVERY_S = 0.5
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.25
 
 
 class Handlers:
@@ -41,15 +41,12 @@ async def drive(orders: dict[uuid.UUID, Order], database_url: str, shop_path: Pa
     at_once = min(AT_ONCE_MAX, len(orders) // 5)
     async with (
         Shop.open(shop_path) as shop,
-        bootstrap(
-            Handlers(shop), sagas_mapper, database_url=database_url, recover_every_s=RECOVER_EVERY_S
-        ) as mediator,
+        bootstrap(Handlers(shop), sagas_mapper, database_url=database_url, recover_every_s=RECOVER_EVERY_S) as mediator,
         asyncio.TaskGroup() as tasks,
     ):
         for _ in range(at_once):
             tasks.create_task(_run_some(mediator, waiting))
-        while await _left(storage, len(orders)):  # recovery is at work in the background
-            await asyncio.sleep(LOOK_EVERY_S)
+        await _all_have_ended(storage, len(orders))  # recovery is at work in the background
     await storage.close()
 
 
@@ -58,9 +55,12 @@ async def _run_some(mediator: SagaMediator, waiting: Iterator[tuple[uuid.UUID, O
         await mediator.run(order, saga_id)
 
 
-async def _left(storage: SqlAlchemySagaStorage, orders: int) -> bool:
-    sagas = await storage.list_sagas(limit=orders)
-    return len(sagas) < orders or not all(saga.status.terminal or saga.parked_reason for saga in sagas)
+async def _all_have_ended(storage: SqlAlchemySagaStorage, orders: int) -> None:
+    while True:
+        sagas = await storage.list_sagas(limit=orders)
+        if len(sagas) == orders and all(saga.status.terminal or saga.parked_reason for saga in sagas):
+            return
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,11 @@ class ShipByPost(ShipByCourier):
 class OrderSaga(Saga[Order]):
     """Every step acts, or every step that acted is undone, in reverse order."""
 
-    steps = [ReserveStock, ChargeCard, Fallback(ShipByCourier, ShipByPost, failure_exceptions=(CourierDown,))]
+    steps = [
+        ReserveStock,
+        ChargeCard,
+        Fallback(ShipByCourier, ShipByPost, failure_exceptions=(CourierDown,)),
+    ]
 
 
 def sagas_mapper(saga_map: SagaMap) -> None:

@@ -172,10 +172,10 @@ class Shop:
         rows = await self._database.execute_fetchall(sql)
         return {currency: (charged, refunded, shipped) for currency, charged, refunded, shipped in rows}
 
-    async def parcels(self) -> dict[str, str]:
-        """The carrier of each order that was shipped."""
-        return {number: carrier for number, carrier in await self._database.execute_fetchall(
-            "SELECT number, carrier FROM parcel")}
+    async def sent_by_post(self) -> int:
+        """How many parcels the post has taken."""
+        rows = list(await self._database.execute_fetchall("SELECT count(*) FROM parcel WHERE carrier = 'Post'"))
+        return int(rows[0][0])
 
     async def asked_again(self) -> list[str]:
         """The keys of requests that came more than once, and were done once."""

@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
 from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from watership.demo.orders import Order, read_orders
 from watership.demo.screen import Bar, Screen
 from watership.demo.shop import Shop
 
-LOOK_EVERY_S = 0.05
-KILL_AT = 0.4  # of the orders are over
+SAGAS, SHOP, LOG = "orders.db", "shop.db", "demo.log"
+LOOK_EVERY_S = 0.1
+KILL_AT = 0.4  # of the orders have ended
 STUCK_AFTER_S = 120.0
 END_WITHIN_S = 5.0
 
@@ -32,52 +33,51 @@ END_WITHIN_S = 5.0
 async def show(screen: Screen, directory: Path, limit: int) -> bool:
     """Runs the demo in ``directory``; whether the books balance. Raises `WatershipError` if it cannot be run."""
     orders = read_orders(limit)
-    _make_room(directory)
-    sagas, shop_path = directory / "orders.db", directory / "shop.db"
+    make_room(directory)
+    sagas, shop_path, log = (directory / name for name in (SAGAS, SHOP, LOG))
     url = f"sqlite+aiosqlite:///{sagas.as_posix()}"
     storage = SqlAlchemySagaStorage(url)
-    await storage.create_tables()
-    async with Shop.open(shop_path) as shop:
-        await shop.fill({item.sku for order in orders.values() for item in order.items})
-        _introduce(screen, orders, directory)
-        stage = Stage(screen, storage, len(orders), [str(limit), url, str(shop_path)], directory / "demo.log")
-        try:
+    try:
+        await storage.create_tables()
+        async with Shop.open(shop_path) as shop:
+            await shop.fill({item.sku for order in orders.values() for item in order.items})
+            _introduce(screen, orders, sagas, shop_path)
+            stage = Stage(screen, storage, len(orders), [str(limit), url, str(shop_path)], log)
             async with asyncio.timeout(STUCK_AFTER_S):
                 kill = await stage.run_and_kill()
                 end = await stage.run_to_the_end(kill)
-        except TimeoutError as error:
-            raise WatershipError(f"the orders did not end within {STUCK_AFTER_S:g} s; see {stage.log}") from error
-        balanced = await Account(screen, storage, shop, orders, kill).tell(end, url)
-    await storage.close()
-    return balanced
+            return await Account(screen, storage, shop, orders, kill).tell(end, url)
+    except TimeoutError as error:
+        raise WatershipError(f"the orders did not end within {STUCK_AFTER_S:g} s; {log} may say why") from error
+    finally:
+        await storage.close()
 
 
-def _make_room(directory: Path) -> None:
-    """Every run is a fresh one: only the files of an earlier one are removed."""
+def make_room(directory: Path) -> None:
+    """Every run is a fresh one. Raises `ConfigurationError` if the directory is not writable, or not ours to clear."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name in ("orders.db", "shop.db"):
+        if not (directory / LOG).exists():  # else an earlier run was here, and the databases are its own
+            for path in (directory / SAGAS, directory / SHOP):
+                if path.exists():
+                    raise ConfigurationError(f"{path} is not the demo's; choose another directory with --directory")
+        (directory / LOG).write_text("")
+        for name in (SAGAS, SHOP):
             for suffix in ("", "-wal", "-shm"):
                 (directory / f"{name}{suffix}").unlink(missing_ok=True)
-        (directory / "demo.log").write_text("")
     except OSError as error:
-        reason = error.strerror or error
         raise ConfigurationError(
-            f"the demo cannot write in {directory} ({reason}); choose another directory with --directory"
+            f"the demo cannot write in {directory} ({error.strerror or error}); choose another directory with --directory"
         ) from error
 
 
-def _introduce(screen: Screen, orders: dict[uuid.UUID, Order], directory: Path) -> None:
+def _introduce(screen: Screen, orders: dict[uuid.UUID, Order], sagas: Path, shop: Path) -> None:
     currencies = ", ".join(sorted({order.currency for order in orders.values()}))
-    screen.print()
     screen.print(
-        f"[bold]{len(orders)} orders[/] in {currencies}, each a saga: reserve the stock, charge the card, ship by "
-        f"courier or, if that is down, by post."
+        f"\n[bold]{len(orders)} orders[/] in {currencies}. Each is a saga: reserve stock, charge the card, ship by "
+        f"courier or else by post."
     )
-    screen.print(
-        f"[dim]No server: {escape(str(directory / 'orders.db'))} has the sagas, "
-        f"{escape(str(directory / 'shop.db'))} is the shop's own.[/]\n"
-    )
+    screen.print(f"[dim]No server: {escape(str(sagas))} has the sagas, {escape(str(shop))} is the shop's own.[/]\n")
 
 
 class Stage:
@@ -107,8 +107,8 @@ class Stage:
         """Starts the second process, which has everything to do that is left."""
         async with self._process() as process:
             self._screen.print(
-                f"A second process, {process.pid}, goes on. What {kill.pid} left it takes up as soon as the leases of "
-                f"the dead have run out: 5 seconds in which a living process would have renewed them.\n"
+                f"A second process, {process.pid}, goes on. It takes up what {kill.pid} left once that one's leases "
+                f"(5 s) have run out.\n"
             )
             with self._screen.bar(f"process {process.pid}", self._orders, kill.standing.over) as bar:
                 while True:

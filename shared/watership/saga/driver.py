@@ -75,7 +75,9 @@ class Start:
 class Drive:
     """One saga, driven or followed by this process until it ends, is parked, or the process lets it go."""
 
-    def __init__(self, storage: SagaStorage, clock: Clock, saga_id: uuid.UUID, job: Job, *, gated: bool = False) -> None:
+    def __init__(
+        self, storage: SagaStorage, clock: Clock, saga_id: uuid.UUID, job: Job, *, gated: bool = False
+    ) -> None:
         self.saga_id = saga_id
         self.watch = SagaWatch(saga_id)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -346,14 +348,10 @@ class Drive:
                 apply(state, change)
             for effect in effects_of(entry.seq, entry.changes):
                 if isinstance(effect, NotifyStep):
-                    done = StepDone(
-                        effect.seq, effect.step, effect.response, effect.patch or {}, dict(state.context)
-                    )
+                    done = StepDone(effect.seq, effect.step, effect.response, effect.patch or {}, dict(state.context))
                     self.watch.step_done(done)
 
 
 def _over(state: SagaState) -> bool:
     """Nothing follows without a person."""
     return state.parked_reason is not None or next(state.active_actions(), None) is None
-
-

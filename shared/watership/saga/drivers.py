@@ -60,9 +60,7 @@ class Drivers:
         if not self._users:
             await self.close()
 
-    async def start(
-        self, job: Job, context: dict[str, Any], saga_id: uuid.UUID, *, gated: bool = False
-    ) -> Drive:
+    async def start(self, job: Job, context: dict[str, Any], saga_id: uuid.UUID, *, gated: bool = False) -> Drive:
         """Makes the saga, or joins it. Durable on return. Raises `SagaConflict` on other input."""
         start = Start.of(job.definition.plan.saga, context, saga_id)
         drive = self._drives.get(saga_id)

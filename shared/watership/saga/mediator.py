@@ -49,9 +49,7 @@ class SagaResult(Generic[ContextT]):
 class SagaMediator:
     """Starts sagas and watches them. Made by `bootstrap`; cheap, and safe to share between tasks of one event loop."""
 
-    def __init__(
-        self, saga_map: SagaMap, runner: Runner, *, compensation_retry: RetryPolicy | None = None
-    ) -> None:
+    def __init__(self, saga_map: SagaMap, runner: Runner, *, compensation_retry: RetryPolicy | None = None) -> None:
         self._runner = runner
         self._map = saga_map
         self._definitions = {
@@ -77,9 +75,7 @@ class SagaMediator:
         await self._runner.start(self._definition_for(context), context, wanted)
         return wanted
 
-    async def stream(
-        self, context: Any, saga_id: uuid.UUID | None = None
-    ) -> AsyncIterator[SagaStepResult[Any, Any]]:
+    async def stream(self, context: Any, saga_id: uuid.UUID | None = None) -> AsyncIterator[SagaStepResult[Any, Any]]:
         """Runs the saga and yields each step's result as it is done; ``context`` shows what the steps changed.
 
         When a step fails, what acted is compensated, and then the step's error is raised. Raises `SagaParked` if a

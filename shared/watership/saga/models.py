@@ -73,7 +73,9 @@ class Shape(Generic[_T]):
         try:
             return self._adapter.json_schema(by_alias=False, mode="validation")
         except pydantic.errors.PydanticInvalidForJsonSchema as error:
-            raise DefinitionError(f"the context {self.cls.__name__} has a field without JSON Schema: {error}") from error
+            raise DefinitionError(
+                f"the context {self.cls.__name__} has a field without JSON Schema: {error}"
+            ) from error
 
     def assign(self, target: _T, data: Mapping[str, Any], patch: Mapping[str, Any]) -> None:
         """Sets the patched fields of ``target`` to what ``data``, the whole context, holds for them now."""

@@ -57,10 +57,13 @@ class Saga(Generic[ContextT]):
         compensation_retry_delay: float | None = None,
         compensation_retry_backoff: float | None = None,
     ) -> SagaTransaction[ContextT]:
-        """The saga in this process, step by step under the caller's eyes::
+        """The saga in this process, step by step under the caller's eyes.
+
+        ::
 
             async with saga.transaction(context=context, container=container, storage=storage) as transaction:
-                async for result in transaction: ...
+                async for result in transaction:
+                    ...
 
         An exception that leaves the block before the saga has ended has it compensated. Delays are in seconds,
         ``compensation_retry_count`` counts all attempts.

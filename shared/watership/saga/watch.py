@@ -49,7 +49,9 @@ class SagaEnd:
                 original = step_error_for(self.failure.code, self.failure.type_name, self.failure.message)
                 original.add_note(f"in step {self.failure.step}, saga {self.name} {saga_id}")
         if self.parked_reason is not None:
-            parked = SagaParked(f"saga {self.name} {saga_id} is parked: {self.parked_reason}", reason=self.parked_reason)
+            parked = SagaParked(
+                f"saga {self.name} {saga_id} is parked: {self.parked_reason}", reason=self.parked_reason
+            )
             parked.__cause__ = original
             return parked
         return original or SagaCancelled(f"saga {self.name} {saga_id} ended {self.status}")
@@ -133,5 +135,3 @@ class Runner(Protocol):
 
     async def close(self) -> None:
         """Stops watching, and driving; what runs is left to recovery."""
-
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from watership.saga.storage.schema import SCHEMA_LOCK, Base, log_table, saga_tab
 from watership.saga.storage.trouble import Trouble, explained, trouble_of
 from watership.saga.storage.writer import Lane
 
+SQLITE_VERSION_MIN = (3, 35)
 CONTENDED_TRIES_MAX = 10
 LOST_TRIES_MAX = 3
 # A commit is what a step's outcome hangs on: it outlasts a restart of the database, if that is quick.
@@ -45,7 +47,6 @@ class Database:
         self.engine, self.owned = engine, owned
         self.namespace = namespace
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
-        self.transactions = 0  # batches that were written: what group commit saves is seen here
         self.queries: Queries
         if engine.dialect.name == "postgresql":
             self.queries = PostgresQueries(namespace)
@@ -53,6 +54,10 @@ class Database:
             self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
             self.commits, self.creates = Lane(self._write_batch), Lane(self._write_batch)
         elif engine.dialect.name == "sqlite":
+            if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+                raise ConfigurationError(
+                    f"SQLite is {sqlite3.sqlite_version} here; sagas need 3.35 (RETURNING) or newer"
+                )
             self.queries = SqliteQueries(namespace)
             self._engine = engine
             self.commits = self.creates = Lane(self._write_batch)  # SQLite has one writer at a time anyway
@@ -60,8 +65,10 @@ class Database:
             raise ConfigurationError(
                 f"SqlAlchemySagaStorage works on postgresql and sqlite; this engine speaks {engine.dialect.name}"
             )
-        # One connection that all share: a rollback of one would be everybody's.
-        self._alone = asyncio.Lock() if isinstance(engine.pool, StaticPool) else None
+        # Whoever waits for SQLite's write lock sleeps and looks again: better that we queue here, and are called.
+        self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else None
+        # One connection that all share: readers must wait too, or one's rollback would be everybody's.
+        self._readers_too = isinstance(engine.pool, StaticPool)
 
     async def close(self) -> None:
         """Waits for the writes that are under way; closes the engine if it is ours."""
@@ -72,7 +79,7 @@ class Database:
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
         """Runs ``work`` on a connection; again if that was lost on the way. Raises what a user can read."""
-        return await self._persist(work)
+        return await self._persist(work, turn=self._turn if self._readers_too else None)
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
         """The same in a transaction of its own. ``work`` may run twice, so a second time must be harmless."""
@@ -83,7 +90,7 @@ class Database:
             await connection.commit()
             return result
 
-        return await self._persist(transact)
+        return await self._persist(transact, turn=self._turn)
 
     async def create_tables(self) -> None:
         """Makes the tables that are missing."""
@@ -94,7 +101,7 @@ class Database:
             await connection.run_sync(Base.metadata.create_all)
 
         try:
-            async with self._alone or nullcontext(), self.engine.begin() as connection:
+            async with self._turn or nullcontext(), self.engine.begin() as connection:
                 await make(connection)
         except Exception as error:  # noqa: BLE001  # told in words, or raised as it is
             self._raise(error)
@@ -103,13 +110,14 @@ class Database:
         """On SQLite the write lock comes first: a reader that becomes a writer may be refused for good."""
         if connection.dialect.name != "sqlite":
             return
+        await connection.begin()  # an engine of the user's may have a listener here that says BEGIN
         raw: Any = (await connection.get_raw_connection()).driver_connection
-        if not getattr(raw, "in_transaction", True):  # an engine of the user's may have begun by itself
+        if not getattr(raw, "in_transaction", True):
             await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    async def _once(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
+    async def _once(self, work: Callable[[AsyncConnection], Awaitable[_T]], turn: asyncio.Lock | None) -> _T:
         connected = False
-        async with self._alone or nullcontext():
+        async with turn or nullcontext():
             try:
                 async with self._engine.connect() as connection:
                     connected = True
@@ -123,6 +131,7 @@ class Database:
         self,
         work: Callable[[AsyncConnection], Awaitable[_T]],
         *,
+        turn: asyncio.Lock | None,
         patience_s: float = 0.0,
         on_lost: Callable[[], None] = lambda: None,
     ) -> _T:
@@ -130,7 +139,7 @@ class Database:
         tries = 0
         while True:
             try:
-                return await self._once(work)
+                return await self._once(work, turn)
             except Exception as error:  # noqa: BLE001  # tried again, told in words, or raised as it is
                 tries += 1
                 cause = error.__cause__ if isinstance(error, _NotConnected) and error.__cause__ else error
@@ -167,10 +176,9 @@ class Database:
             for write in writes:
                 write.in_doubt = True
 
-        self.transactions += 1
         patience_s = COMMIT_PATIENCE_S if all(write.lease is not None for write in writes) else 0.0
         try:
-            written = await self._persist(transact, patience_s=patience_s, on_lost=doubt)
+            written = await self._persist(transact, turn=self._turn, patience_s=patience_s, on_lost=doubt)
         except WatershipError as error:  # nobody's fault: the same for all, each with an exception of its own
             return [_again(error) for _ in writes]
         return [await self._result(write, written) for write in writes]

@@ -7,9 +7,9 @@ namespace: a connection belongs to the loop that opened it.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -62,10 +62,15 @@ def in_memory(url: sa.URL) -> bool:
     return name in ("", ":memory:") or name.startswith("file::memory:") or url.query.get("mode") == "memory"
 
 
+def reopens(url: sa.URL) -> bool:
+    """Whether another engine, made by `make_engine`, would find the same database."""
+    return url.drivername in _DRIVERS.values() and not in_memory(url)
+
+
 def place(url: sa.URL) -> str:
     """What tells one database from another, whoever logs in and by whichever driver."""
     if url.get_backend_name() == "sqlite":
-        return f"sqlite:{os.path.abspath(url.database or '')}"
+        return f"sqlite:{Path(url.database or '').resolve()}"
     host, port = url.host or "", url.port or 5432
     query = sorted((name, str(value)) for name, value in url.query.items() if name in ("host", "port"))
     return (

@@ -59,12 +59,16 @@ class LeaseThread:
 
     def _run(self) -> None:
         with asyncio.Runner() as runner:
+            failed = False
             while (leases := self._next_round()) is not None:
                 try:
                     runner.run(self._renew(leases))
+                    failed = False
                 except Exception as error:  # noqa: BLE001  # whatever it was, the other rounds go on
                     # The next round tries again; if none succeeds, the epoch keeps us from writing.
-                    _log.warning("the leases of %d sagas could not be renewed: %s", len(leases), error)
+                    level = logging.DEBUG if failed else logging.WARNING  # once, not every second
+                    _log.log(level, "the leases of %d sagas could not be renewed: %s", len(leases), error)
+                    failed = True
 
     def _next_round(self) -> list[Lease] | None:
         """Waits for the next round; None: it is over. A round comes a quarter of a lease after something was held."""

@@ -117,7 +117,10 @@ class SagaStorage(Protocol):
     async def create(
         self, saga_id: uuid.UUID, state: SagaState, entry: LogEntry, *, input_hash: str, lease_ms: int
     ) -> Lease | None:
-        """Writes a new saga with its first entry, and gives its lease (epoch 1). None: the id is taken."""
+        """Writes a new saga with its first entry, and gives its lease (epoch 1). None: the id is taken.
+
+        Raises `SagaConflict` if it is taken by a saga that this store does not show: another namespace's.
+        """
 
     async def load(self, saga_id: uuid.UUID) -> SagaRecord | None:
         """The saga's row; None if there is none."""
@@ -128,7 +131,8 @@ class SagaStorage(Protocol):
     async def commit(self, lease: Lease, state: SagaState, entries: Sequence[LogEntry], *, release: bool) -> None:
         """Writes the row and the entries that lead to it, in one transaction. Raises `LeaseLost`; then nothing is written.
 
-        ``state.seq`` is the number of the last entry. ``release``: gives the lease up in the same write.
+        ``state.seq`` is the number of the last entry. ``release``: gives the lease up in the same write. A lease that
+        ran out and that nobody took still holds. Raises `ValueError` if the entries do not follow the log's newest.
         """
 
     async def renew(self, leases: Sequence[Lease], *, lease_ms: int) -> None:
@@ -141,7 +145,11 @@ class SagaStorage(Protocol):
         """What renews leases from a thread of its own; None: no other process can reach this store, so nothing does."""
 
     async def due(self, *, names: Sequence[str], limit: int) -> list[uuid.UUID]:
-        """Sagas of these names that are not terminal, parked, paused or held, and whose moment has come; oldest first."""
+        """Sagas of these names that somebody should drive now, oldest first.
+
+        Those whose moment has come, but for what is held, parked or paused. One that has ended has no moment, unless
+        it is undoing a late act.
+        """
 
     async def history(self, saga_id: uuid.UUID) -> list[LogEntry]:
         """The whole log of a saga, in order; empty if there is none."""

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  # put together from constants of this file; values go as parameters
 """The statements. A batch of writes is one statement or two, whatever its size. It decides nothing.
 
 Postgres takes arrays (``unnest``), SQLite takes JSON (``json_each``): each is what its database reads fastest. On

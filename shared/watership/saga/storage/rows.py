@@ -96,10 +96,12 @@ def ended(state: SagaState) -> bool:
 
 def seq_before(state: SagaState, entries: Sequence[LogEntry]) -> int:
     """Where the log stood when ``entries`` were decided. Raises `ValueError` if they do not lead to ``state``."""
-    before = state.seq - len(entries)
-    if any(entry.seq != before + number for number, entry in enumerate(entries, start=1)):
-        numbers = [entry.seq for entry in entries]
-        raise ValueError(f"saga {state.saga_id}: the entries {numbers} do not lead to entry {state.seq}")
+    seq = before = state.seq - len(entries)
+    for entry in entries:
+        seq += 1
+        if entry.seq != seq:
+            numbers = [entry.seq for entry in entries]
+            raise ValueError(f"saga {state.saga_id}: the entries {numbers} do not lead to entry {state.seq}")
     return before
 
 

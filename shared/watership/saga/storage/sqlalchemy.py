@@ -16,7 +16,15 @@ from watership.errors import ConfigurationError, SagaNotFound
 from watership.machine.plan import Plan
 from watership.machine.state import MACHINE_VERSION, SagaState, Status
 from watership.saga.storage.database import Database
-from watership.saga.storage.engines import in_memory, leave_database, make_engine, parse_url, place, shared_database
+from watership.saga.storage.engines import (
+    in_memory,
+    leave_database,
+    make_engine,
+    parse_url,
+    place,
+    reopens,
+    shared_database,
+)
 from watership.saga.storage.keeper import LeaseThread
 from watership.saga.storage.protocol import (
     HeldElsewhere,
@@ -154,8 +162,8 @@ class SqlAlchemySagaStorage:
         await database.write(lambda connection: connection.execute(statement))
 
     def keeper(self) -> LeaseKeeper | None:
-        """See `SagaStorage.keeper`. None for a database in memory."""
-        return None if in_memory(self._url) else LeaseThread(self._url, self._namespace)
+        """See `SagaStorage.keeper`. None for what a thread of ours cannot open again: it is in memory, or not our driver's."""
+        return LeaseThread(self._url, self._namespace) if reopens(self._url) else None
 
     async def save_plan(self, plan: Plan) -> None:
         """See `SagaStorage.save_plan`."""
@@ -184,8 +192,8 @@ class SqlAlchemySagaStorage:
         rows = await self._select(sa.select(*_STATE_COLUMNS).where(*self._own(saga_id)))
         if not rows:
             return None
-        row = rows[0]._mapping
-        state = state_from_row({**row, "saga_id": saga_id})
+        row = dict(zip((column.name for column in _STATE_COLUMNS), rows[0], strict=True))
+        state = state_from_row(row)
         return SagaRecord(saga_id, state, row["input_hash"], row["created_at_ms"], row["updated_at_ms"])
 
     async def due(self, *, names: Sequence[str], limit: int) -> list[uuid.UUID]:

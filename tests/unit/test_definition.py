@@ -1,0 +1,184 @@
+"""Sagas that are written wrong: refused when the class is made, by the names of the saga and the step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import pydantic
+import pytest
+
+from watership import (
+    DefinitionError,
+    Fallback,
+    Remote,
+    RetryPolicy,
+    Saga,
+    SagaContext,
+    SagaMap,
+    SagaStepHandler,
+    StepError,
+)
+from watership.machine.plan import FallbackPlan
+from watership.saga.compile import compile_saga
+
+
+@dataclasses.dataclass
+class Order(SagaContext):
+    order_id: str
+
+
+@dataclasses.dataclass
+class Invoice(SagaContext):
+    number: int
+
+
+@dataclasses.dataclass
+class BigOrder(Order):
+    weight: int = 0
+
+
+class Boom(StepError):
+    code = "definition_boom"
+
+
+class Reserve(SagaStepHandler[Order, None]):
+    async def act(self, context: Order) -> None: ...
+    async def compensate(self, context: Order) -> None: ...
+
+
+class Charge(SagaStepHandler[Order, None]):
+    name = "ChargeCard"
+    queue = "payments"
+    retry = RetryPolicy(max_attempts=5, delay_s=0.5)
+    timeout_s = 2.5
+
+    async def act(self, context: Order) -> None: ...
+
+
+class ChargeTwin(Charge):
+    pass
+
+
+class Bill(SagaStepHandler[Invoice, None]):
+    async def act(self, context: Invoice) -> None: ...
+
+
+def make(steps: Any, context: Any = Order) -> type[Saga[Any]]:
+    return type("OrderSaga", (Saga[context],), {"steps": steps})
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([], "OrderSaga has no steps; list at least one"),
+        ("Reserve", "OrderSaga.steps must be a list of step classes, it is a str"),
+        ([Reserve, "Charge"], r"OrderSaga.steps\[1\] must be a SagaStepHandler class or a Fallback, it is a str"),
+        ([int], r"OrderSaga.steps\[0\] must be .* it is the class int"),
+        ([Reserve()], r"OrderSaga.steps\[0\] must be .* it is a Reserve"),
+        ([Reserve, Charge, Reserve], "OrderSaga lists the step Reserve twice"),
+        ([Charge, ChargeTwin], "OrderSaga lists the step ChargeCard twice"),
+        ([Fallback(Reserve, Reserve)], "OrderSaga lists the step Reserve twice"),
+        ([Reserve, Bill], r"OrderSaga.steps\[1\]: step Bill takes the context Invoice, but OrderSaga runs on Order"),
+        ([Fallback(Reserve, Bill)], r"OrderSaga.steps\[0\].fallback: step Bill takes the context Invoice"),
+        ([Fallback(42, Reserve)], r"OrderSaga.steps\[0\].step must be .* it is a int"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_class_is_refused_when_it_is_made(steps: Any, words: str) -> None:
+    with pytest.raises(DefinitionError, match=words):
+        make(steps)
+
+
+def test_a_step_of_a_base_context_fits() -> None:
+    assert compile_saga(make([Reserve], BigOrder)).context_type is BigOrder
+
+
+def test_a_saga_names_its_context() -> None:
+    context = TypeVar("context")
+    for base in (Saga, Saga[context]):  # type: ignore[valid-type]
+        saga = type("Bare", (base,), {"steps": [Reserve]})
+        with pytest.raises(DefinitionError, match=r"Bare does not name its context: write class Bare\(Saga\[Context"):
+            compile_saga(saga)
+
+
+def test_a_context_must_be_json() -> None:
+    @dataclasses.dataclass
+    class Odd:
+        thing: object = dataclasses.field(default_factory=object)
+        weird: type[Any] | None = None
+
+    class Plain:
+        pass
+
+    with pytest.raises(DefinitionError, match="Plain"):
+        compile_saga(make([Remote("Far")], Plain))
+    with pytest.raises(DefinitionError, match="Odd has a field"):
+        compile_saga(make([Remote("Far")], Odd))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"timeout_s": 0}, "OrderSaga.Bad: timeout_s and queue_within_s must be more than 0"),
+        ({"queue_within_s": -1}, "OrderSaga.Bad: timeout_s and queue_within_s"),
+        ({"retry": RetryPolicy(max_attempts=0)}, "OrderSaga.Bad: retry needs at least 1 attempt"),
+        ({"retry": RetryPolicy(delay_s=-1)}, "OrderSaga.Bad: retry"),
+        ({"compensation_retry": RetryPolicy(backoff=0.1)}, "OrderSaga.Bad: compensation_retry"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_saga_and_the_step(settings: dict[str, Any], words: str) -> None:
+    bad = type("Bad", (Reserve,), settings)
+    with pytest.raises(DefinitionError, match=words):
+        compile_saga(make([bad]))
+
+
+def test_a_plan_holds_what_the_classes_say() -> None:
+    saga = make([Fallback(Reserve, Charge, failure_exceptions=(Boom, ValueError)), Remote("Far", queue="far", timeout_s=9)])
+    definition = compile_saga(saga)
+    node, far = definition.plan.nodes
+    assert isinstance(node, FallbackPlan)
+    assert node.failure_codes == ("definition_boom", "ValueError")
+    assert (node.primary.compensable, node.fallback.compensable) == (True, False)
+    charge = definition.plan.by_name["ChargeCard"]
+    assert (charge.queue, charge.retry.attempts_max, charge.retry.delay_ms, charge.timeout_ms) == ("payments", 5, 500, 2500)
+    assert definition.plan.by_name["Far"].compensable, "its code is elsewhere: it may have something to undo"
+    assert definition.plan.by_name["Far"] is far
+    assert list(definition.steps) == ["Reserve", "ChargeCard", "Far"]
+    assert definition.plan.hash == compile_saga(saga).plan.hash
+
+
+def test_the_nearest_compensation_retry_wins() -> None:
+    own = type("Own", (Reserve,), {"compensation_retry": RetryPolicy(max_attempts=7)})
+    saga = make([own, Reserve])
+
+    def attempts(**settings: RetryPolicy) -> list[int]:
+        return [step.compensation_retry.attempts_max for step in compile_saga(saga, **settings).plan.steps()]
+
+    assert attempts() == [7, 3]
+    assert attempts(default_compensation_retry=RetryPolicy(max_attempts=4)) == [7, 4]
+    assert attempts(compensation_retry=RetryPolicy(max_attempts=5)) == [5, 5]
+    saga.compensation_retry = RetryPolicy(max_attempts=6)
+    assert attempts(default_compensation_retry=RetryPolicy(max_attempts=4)) == [7, 6]
+
+
+def test_a_map_binds_each_context_and_each_name_once() -> None:
+    mapper = SagaMap()
+    saga, namesake = make([Reserve]), make([Charge], BigOrder)
+    mapper.bind(Order, saga)
+    with pytest.raises(DefinitionError, match="Order is bound to OrderSaga already"):
+        mapper.bind(Order, saga)
+    with pytest.raises(DefinitionError, match="two sagas are named OrderSaga"):
+        mapper.bind(BigOrder, namesake)
+    with pytest.raises(DefinitionError, match="Billing runs on Invoice, so BigOrder cannot start it"):
+        mapper.bind(BigOrder, type("Billing", (Saga[Invoice],), {"steps": [Bill]}))
+    assert mapper.saga_for(BigOrder) is saga
+    assert mapper.saga_for(Invoice) is None
+    assert len(mapper) == 1
+
+
+def test_a_pydantic_context_serves() -> None:
+    class Model(pydantic.BaseModel):
+        order_id: str = pydantic.Field(alias="orderId")
+
+    schema = compile_saga(make([Remote("Far")], Model)).plan.context_schema
+    assert "order_id" in schema["properties"], "snake_case keys on the wire"
