@@ -242,7 +242,7 @@ class Engine:
         standing = [j for j in judgements if j.saga_id not in taken]
         await batch.update(
             [
-                ChangedRow(j.saga_id, j.state, owed=_owes(j), looked=j.looked)
+                ChangedRow(j.saga_id, j.state, owed_reason=j.owed_reason(), looked=j.looked)
                 for j in standing
                 if j.moved and not j.is_new and j.state is not None
             ]
@@ -292,12 +292,6 @@ def _is_passing(error: Exception) -> bool:
 def _taken(arrival: Arrival) -> Rejection:
     reason = f"the id {arrival.saga_id} is taken by a saga of another namespace, or by one that runs embedded"
     return Rejection(arrival, SagaConflict.code, reason)
-
-
-def _owes(judgement: Judgement) -> bool:
-    """A transition without a message owes what it sends: nobody would bring it again but the reaper."""
-    sends = bool(judgement.commands_to_send() or judgement.notices)
-    return sends and not judgement.by_message
 
 
 def _owed_reason(item: Outgoing, fate: Fate) -> str:

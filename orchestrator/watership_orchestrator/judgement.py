@@ -26,6 +26,7 @@ PLAN_LOOK_MS = 5_000
 PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
+UNCONFIRMED_YET = "decided without a message, not yet confirmed as sent"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +70,15 @@ class Plans:
         return self.newest.get(state.name)
 
 
+def awaited_commands(state: SagaState) -> frozenset[SendCommand]:
+    """The commands whose replies a saga awaits."""
+    return frozenset(
+        SendCommand(name, action, action_state.attempt)
+        for name, action, action_state in state.active_actions()
+        if action_state.phase is Phase.AWAITED
+    )
+
+
 class NeedsHistory(Exception):
     """A stale reply came: its saga must be judged again with its log at hand."""
 
@@ -90,6 +100,8 @@ class Judgement:
     rejections: list[Rejection] = dataclasses.field(default_factory=list)
     refusals: dict[int, str] = dataclasses.field(default_factory=dict)  # by id() of the arrival
     known_to: list[str] = dataclasses.field(default_factory=list)  # who started it again, and would know
+    owed_before: str | None = None  # the reason, if what the row awaited before this batch was not confirmed
+    awaited_before: frozenset[SendCommand] = frozenset()
     looked: bool = False
     by_message: bool = False
 
@@ -97,6 +109,16 @@ class Judgement:
     def moved(self) -> bool:
         """Something must be written."""
         return bool(self.entries)
+
+    def owed_reason(self) -> str | None:
+        """Why the row owes something from this commit on; None: nothing, or its message brings it back."""
+        sends = self.commands_to_send()
+        if (sends or self.notices) and not self.by_message:
+            return UNCONFIRMED_YET
+        if self.owed_before is None or self.state is None:
+            return None
+        forgotten = self.awaited_before.intersection(awaited_commands(self.state)).difference(sends)
+        return self.owed_before if forgotten else None
 
     def commands_to_send(self) -> list[SendCommand]:
         """What the final state awaits of what was decided: a command that was overtaken is not sent."""
@@ -122,7 +144,10 @@ def judge(
         judgement = Judgement(saga_id, None, "", None, None)
     else:
         judgement = Judgement(saga_id, stored.state, stored.input_hash, stored.reply_to, stored.traceparent)
-    judge_one = _Judge(judgement, plans, now_ms, history, stored)
+        if stored.owed:
+            judgement.owed_before = stored.owed_reason or UNCONFIRMED_YET
+            judgement.awaited_before = awaited_commands(stored.state)
+    judge_one = _Judge(judgement, plans, now_ms, history)
     for arrival in arrivals:
         judge_one.arrival(arrival)
     judge_one.withdraw_overtaken()
@@ -136,13 +161,11 @@ class _Judge:
         plans: Plans,
         now_ms: int,
         history: Sequence[LogEntry] | None,
-        stored: StoredSaga | None,
     ) -> None:
         self.it = judgement
         self.plans = plans
         self.now_ms = now_ms
         self.history = history
-        self.stored = stored
         self.decided_now: set[SendCommand] = set()
 
     def arrival(self, arrival: Arrival) -> None:
@@ -270,12 +293,11 @@ class _Judge:
             self._look_for_plan(state)
             return
         plan = self.plans.of(state)
-        if self.stored is not None and self.stored.owed:
-            unsent = (self.stored.owed_reason or "").startswith(RETURNED)
-            for name, action, action_state in list(state.active_actions()):
-                if action_state.phase is Phase.AWAITED:
-                    again = e.DispatchRepeated(name, action, action_state.attempt, unsent)
-                    self._follow(plan, again, "owed")
+        if self.it.owed_before is not None:
+            unsent = self.it.owed_before.startswith(RETURNED)
+            for command in sorted(awaited_commands(state), key=lambda command: command.step):
+                again = e.DispatchRepeated(command.step, command.action, command.attempt, unsent)
+                self._follow(plan, again, "owed")
             if state.parked_reason is not None:
                 self.it.notices.append(NotifyParked(state.seq, state.parked_reason))
             elif state.status.terminal:
@@ -330,11 +352,14 @@ class _Judge:
         return reaction
 
     def withdraw_overtaken(self) -> None:
-        """An act that this batch decided, and then turned away from, was never sent: it is withdrawn."""
+        """An act that this batch decided and then turned away from, or that no queue took, was never sent."""
         state = self.it.state
         if state is None or state.status is not Status.COMPENSATING:
             return
-        for command in list(self.decided_now):
+        unsent = set(self.decided_now)
+        if (self.it.owed_before or "").startswith(RETURNED):
+            unsent |= self.it.awaited_before
+        for command in unsent:
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)
                 self._follow(self.plans.of(state), withdrawn, "overtaken")

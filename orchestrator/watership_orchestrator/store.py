@@ -62,16 +62,16 @@ _INSERT = sa.text(
 _UPDATE = sa.text(
     "UPDATE watership_saga s SET plan_hash = u.plan_hash, status = u.status, seq = u.seq, context = u.context, "
     "state = u.state, step = u.step, parked_reason = u.parked_reason, machine_version = CAST(:version AS int), "
-    "owed = u.owed, owed_reason = CASE WHEN u.owed THEN 'decided without a message, not yet confirmed as sent' END, "
+    "owed = u.owed_reason IS NOT NULL, owed_reason = u.owed_reason, "
     "due_at_ms = u.due_at_ms, updated_at_ms = CAST(:now_ms AS bigint), wake_at_ms = CASE "
-    "WHEN u.owed THEN CAST(:now_ms AS bigint) + CAST(:owed_look_ms AS bigint) "
+    "WHEN u.owed_reason IS NOT NULL THEN CAST(:now_ms AS bigint) + CAST(:owed_look_ms AS bigint) "
     "WHEN u.due_at_ms IS NULL THEN NULL "
     "WHEN u.looked THEN u.due_at_ms "
     "ELSE LEAST(COALESCE(s.wake_at_ms, u.due_at_ms), u.due_at_ms) END "
     "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:plan_hash AS text[]), CAST(:status AS text[]), CAST(:seq AS int[]), "
     "CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), CAST(:parked_reason AS text[]), "
-    "CAST(:owed AS bool[]), CAST(:due_at_ms AS bigint[]), CAST(:looked AS bool[])) "
-    "AS u(saga_id, plan_hash, status, seq, context, state, step, parked_reason, owed, due_at_ms, looked) "
+    "CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[]), CAST(:looked AS bool[])) "
+    "AS u(saga_id, plan_hash, status, seq, context, state, step, parked_reason, owed_reason, due_at_ms, looked) "
     "WHERE s.saga_id = u.saga_id"
 )
 _LOG = sa.text(
@@ -141,11 +141,11 @@ class NewRow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChangedRow:
-    """A saga that moved. ``owed``: what it sends has no message that would bring it back. ``looked``: by the reaper."""
+    """A saga that moved. ``owed_reason``: what it sends has no message that would bring it. ``looked``: by the reaper."""
 
     saga_id: uuid.UUID
     state: SagaState
-    owed: bool
+    owed_reason: str | None
     looked: bool
 
 
@@ -190,7 +190,7 @@ class Batch:
     async def due(self, limit: int) -> list[uuid.UUID]:
         """Locks and names what must be looked at now, oldest first."""
         rows = await self._run(_DUE, namespace=self._namespace, limit=limit)
-        return list(rows.scalars())
+        return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
         """Makes sagas; the ids that were still free."""
@@ -214,7 +214,7 @@ class Batch:
             return
         values = _columns(rows)
         values.update(
-            owed=[row.owed for row in rows],
+            owed_reason=[row.owed_reason for row in rows],
             looked=[row.looked for row in rows],
             version=MACHINE_VERSION,
             now_ms=self.now_ms,

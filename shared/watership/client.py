@@ -1,340 +1,18 @@
-"""The wire half of the mediator: starts sagas through RabbitMQ and listens for what becomes of them. Not public.
-
-One `Wire` for each event loop, broker and namespace: a reply queue of its own, which the orchestrators tell each saga's
-progress. What is missed there (a connection was cut, two orchestrators overtook each other) is read from the log,
-through the admin queue.
-"""
+"""What stands behind a mediator in front of the distributed system. Not public."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import socket
-import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from watership import codec
-from watership.bus.acks import Acks
-from watership.bus.protocol import Bus, Delivery, Fate, Message
-from watership.bus.topology import Topology
-from watership.errors import (
-    BrokerUnavailable,
-    ConfigurationError,
-    InvalidPayload,
-    LimitExceeded,
-    OperationRefused,
-    SagaConflict,
-    SagaNotFound,
-    StartRejected,
-    WatershipError,
-)
-from watership.listening import Listening, end_of, tell
-from watership.machine.plan import Plan
-from watership.messages import (
-    AdminAnswer,
-    AdminRequest,
-    AdminVerb,
-    RegisterAnswer,
-    RegisterWorker,
-    SagaEnded,
-    SagaKnown,
-    SagaProgress,
-    SagaRejected,
-    StartSaga,
-    read,
-)
+from watership.bus.protocol import Bus
+from watership.errors import ConfigurationError
 from watership.saga.compile import Definition
-from watership.saga.models import shape_of
-from watership.saga.watch import SagaWatch, StepDone
-
-log = logging.getLogger("watership.client")
-
-START_TRIES_MAX = 5
-ASK_TIMEOUT_S = 10.0
-REGISTER_WITHIN_S = 2.0
-SILENCE_S = 5.0
-LOOK_EVERY_S = 1.0
-LOOKS_AT_ONCE_MAX = 20
-FIND_EVERY_S = 0.25
-MOVING_VERBS = (AdminVerb.RETRY, AdminVerb.COMPENSATE)
-LISTENING_MAX = 2_000
-
-_ERRORS: dict[str, type[WatershipError]] = {
-    cls.code: cls for cls in (SagaConflict, SagaNotFound, InvalidPayload, OperationRefused, StartRejected)
-}
-
-
-class Wire:
-    """A connection to the distributed system, shared by every mediator of an event loop."""
-
-    def __init__(self, bus: Bus, namespace: str) -> None:
-        self.name = f"client {socket.gethostname()}:{os.getpid()}"
-        self._bus = bus
-        self._acks = Acks(bus)
-        self._topology = Topology(namespace)
-        self._replies = f"{namespace}.client.{uuid.uuid4().hex}"
-        self._sagas: dict[uuid.UUID, Listening] = {}
-        self._questions: dict[str, asyncio.Future[AdminAnswer]] = {}
-        self._registered: set[str] = set()
-        self._keeping: dict[str, asyncio.Future[None]] = {}
-        self._opening: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    # --- connecting
-
-    async def open(self) -> None:
-        """Connects once, however many ask. Raises `BrokerUnavailable`."""
-        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
-            self._opening = asyncio.create_task(self._open(), name="wire open")
-        await asyncio.shield(self._opening)
-
-    async def _open(self) -> None:
-        await self._bus.open()
-        await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
-        await self._bus.declare_reply_queue(self._replies)
-        await self._bus.consume(self._replies, prefetch=LISTENING_MAX, on_delivery=self._on_delivery)
-        self._begin(self._look_at_silent(), "silence")
-
-    def _begin(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=f"wire {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """Stops listening and closes the connection. Sagas go on."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._bus.close()
-        for listening in self._sagas.values():
-            listening.watch.failed(WatershipError("the mediator was closed; the saga goes on"))
-        self._sagas.clear()
-
-    # --- starting
-
-    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
-        """Starts a saga; its start is on disk at the broker on return. Raises `StartRejected`, `BrokerUnavailable`."""
-        name = definition.plan.saga
-        data = shape_of(type(context)).dump(context)
-        codec.encode_context(data, what=f"saga {name} {saga_id}: the context")
-        await self.open()
-        await self._register(definition.plan)
-        body = StartSaga(saga=name, saga_id=saga_id, context=data, plan=definition.plan.hash)
-        return await self.start_watched(body, definition.plan)
-
-    async def start_watched(self, body: StartSaga, plan: Plan | None = None, *, end_only: bool = False) -> SagaWatch:
-        """Publishes a start and listens. Whoever does not know the plan has the steps read from the log, or none."""
-        await self.open()
-        listening = self._sagas.get(body.saga_id)
-        if listening is None or listening.watch.over:
-            listening = Listening(SagaWatch(body.saga_id), plan, time.monotonic(), end_only)
-            self._sagas[body.saga_id] = listening
-        try:
-            await self.publish_start(body)
-        except BaseException:
-            self._sagas.pop(body.saga_id, None)
-            raise
-        return listening.watch
-
-    async def publish_start(self, body: StartSaga, *, listen: bool = True) -> None:
-        """Publishes a start until the broker has it: the same id again is the same saga. ``listen``: to its progress."""
-        message = Message(
-            exchange=self._topology.exchange,
-            routing_key="start",
-            body=body.to_body(),
-            type=body.kind,
-            message_id=f"{body.saga_id}:start",
-            correlation_id=str(body.saga_id),
-            reply_to=self._replies if listen else None,
-        )
-        for attempt in range(1, START_TRIES_MAX + 1):
-            (fate,) = await self._bus.publish([message])
-            if fate is Fate.CONFIRMED:
-                return
-            if fate is Fate.REFUSED:
-                raise StartRejected(f"saga {body.saga} {body.saga_id}: the start queue is full; try again later")
-            if attempt < START_TRIES_MAX:
-                await asyncio.sleep(0.2 * 2**attempt)
-        raise BrokerUnavailable(
-            f"the broker did not confirm the start of saga {body.saga} {body.saga_id} in {START_TRIES_MAX} tries; it "
-            f"may be there all the same: start it again with this id"
-        )
-
-    async def _register(self, plan: Plan) -> None:
-        """Makes the plan known before the first saga that is pinned to it, or that one would wait for it."""
-        if plan.hash in self._registered:
-            return
-        body = RegisterWorker(worker=self.name, plans=(plan.to_data(),))
-        message = Message(
-            exchange=self._topology.exchange,
-            routing_key="control",
-            body=body.to_body(),
-            type=body.kind,
-            message_id=f"{self.name}:{plan.hash}",
-            correlation_id=plan.hash,
-            reply_to=self._replies,
-        )
-        kept = self._keeping.get(plan.hash)
-        if kept is None:
-            kept = self._keeping[plan.hash] = asyncio.get_running_loop().create_future()
-            await self._bus.publish([message])
-        try:
-            async with asyncio.timeout(REGISTER_WITHIN_S):
-                await asyncio.shield(kept)
-        except TimeoutError:  # no orchestrator runs just now: the start is kept, and its saga waits for the plan
-            log.info("no orchestrator answered within %g s; the saga starts when one runs", REGISTER_WITHIN_S)
-        self._keeping.pop(plan.hash, None)
-        self._registered.add(plan.hash)
-
-    def _on_registered(self, delivery: Delivery, answer: RegisterAnswer) -> None:
-        for sentence in answer.refused:
-            log.error("refused: %s", sentence)
-        kept = self._keeping.get(delivery.correlation_id or "")
-        if kept is not None and not kept.done():
-            kept.set_result(None)
-
-    # --- listening
-
-    def _on_delivery(self, delivery: Delivery) -> None:
-        self._acks.add(delivery)
-        try:
-            message = read(delivery.type, delivery.body)
-        except (InvalidPayload, LimitExceeded) as error:
-            log.warning("a message to this client could not be read: %s", error)
-            return
-        if isinstance(message, AdminAnswer):
-            question = self._questions.pop(delivery.correlation_id or "", None)
-            if question is not None and not question.done():
-                question.set_result(message)
-        elif isinstance(message, RegisterAnswer):
-            self._on_registered(delivery, message)
-        elif isinstance(message, SagaProgress):
-            self._on_progress(message)
-        elif isinstance(message, SagaEnded):
-            self._on_end(message)
-        elif isinstance(message, SagaKnown):
-            self._on_known(message)
-        elif isinstance(message, SagaRejected) and message.saga_id is not None:
-            listening = self._sagas.pop(message.saga_id, None)
-            if listening is not None:
-                listening.watch.failed(_ERRORS.get(message.code, StartRejected)(message.reason))
-
-    def _on_progress(self, message: SagaProgress) -> None:
-        listening = self._sagas.get(message.saga_id)
-        if listening is None:
-            return
-        listening.heard_at_s = time.monotonic()
-        if listening.end_only:
-            return
-        if not listening.is_next(message.step):
-            self._begin(self._read_log(listening), "gap")
-            return
-        listening.watch.step_done(StepDone(message.seq, message.step, message.response, message.patch or {}, None))
-
-    def _on_end(self, message: SagaEnded) -> None:
-        listening = self._sagas.get(message.saga_id)
-        if listening is None:
-            return
-        listening.heard_at_s = time.monotonic()
-        if not listening.saw_all(message):
-            self._begin(self._read_log(listening), "gap")
-            return
-        self._sagas.pop(message.saga_id, None)
-        listening.watch.ended(end_of(message))
-
-    def _on_known(self, message: SagaKnown) -> None:
-        """It was started before, by somebody else or long ago: we are told nothing, so we ask."""
-        listening = self._sagas.pop(message.saga_id, None)
-        if listening is not None:
-            self._begin(self._poll(listening.watch, at_once=True), f"known {message.saga_id}")
-
-    async def _look_at_silent(self) -> None:
-        """Level-triggered: whatever was not heard for a while is read from the log."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            silent_since_s = time.monotonic() - SILENCE_S
-            silent = [listening for listening in self._sagas.values() if listening.heard_at_s < silent_since_s]
-            silent.sort(key=lambda listening: listening.heard_at_s)
-            for listening in silent[:LOOKS_AT_ONCE_MAX]:
-                await self._read_log(listening)
-
-    async def _read_log(self, listening: Listening) -> None:
-        saga_id = listening.watch.saga_id
-        listening.heard_at_s = time.monotonic()
-        try:
-            found = await self.ask(AdminVerb.SHOW, saga_id=saga_id)
-        except (SagaNotFound, BrokerUnavailable):
-            return  # not judged yet, or nobody there to ask: the next look asks again
-        tell(listening.watch, found)
-        if listening.watch.over:
-            self._sagas.pop(saga_id, None)
-
-    async def find(self, saga_id: uuid.UUID) -> SagaWatch:
-        """Watches a saga that somebody started. Raises `SagaNotFound`."""
-        listening = self._sagas.get(saga_id)
-        if listening is not None:
-            return listening.watch
-        await self.open()
-        found = await self.ask(AdminVerb.SHOW, saga_id=saga_id)
-        watch = SagaWatch(saga_id)
-        tell(watch, found)
-        if not watch.over:
-            self._begin(self._poll(watch), f"find {saga_id}")
-        return watch
-
-    async def _poll(self, watch: SagaWatch, *, at_once: bool = False) -> None:
-        wait_s = 0.0 if at_once else FIND_EVERY_S
-        while not watch.over:
-            await asyncio.sleep(wait_s)
-            wait_s = min(max(wait_s, FIND_EVERY_S) * 1.5, 2.0)
-            try:
-                tell(watch, await self.ask(AdminVerb.SHOW, saga_id=watch.saga_id))
-            except BrokerUnavailable as error:
-                log.warning("saga %s: %s; asking again", watch.saga_id, error)
-            except SagaNotFound as error:
-                watch.failed(error)
-
-    # --- asking
-
-    async def ask(self, verb: AdminVerb, **arguments: Any) -> Any:
-        """Asks on the admin queue. Raises the error that the answer names, `BrokerUnavailable` if nobody answers."""
-        await self.open()
-        body = AdminRequest(verb=verb, **arguments)
-        correlation_id = uuid.uuid4().hex
-        answer: asyncio.Future[AdminAnswer] = asyncio.get_running_loop().create_future()
-        self._questions[correlation_id] = answer
-        message = Message(
-            exchange=self._topology.exchange,
-            routing_key="admin",
-            body=body.to_body(),
-            type=body.kind,
-            message_id=correlation_id,
-            correlation_id=correlation_id,
-            reply_to=self._replies,
-            # What its author was told that nobody took must not move a saga later.
-            expiration_ms=int(ASK_TIMEOUT_S * 1000) if verb in MOVING_VERBS else None,
-        )
-        try:
-            (fate,) = await self._bus.publish([message])
-            if fate is not Fate.CONFIRMED:
-                raise BrokerUnavailable(f"the broker did not take the request {verb} ({fate})")
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                answered = await answer
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"no orchestrator answered {verb} within {ASK_TIMEOUT_S:g} s on namespace "
-                f"{self._topology.namespace}: is one running?"
-            ) from error
-        finally:
-            self._questions.pop(correlation_id, None)
-        if answered.error is not None:
-            raise _ERRORS.get(answered.code or "", WatershipError)(answered.error)
-        return answered.data
-
+from watership.saga.watch import SagaWatch
+from watership.wire import Wire
 
 _per_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], Wire]] = (
     weakref.WeakKeyDictionary()
@@ -366,17 +44,30 @@ class WireRunner:
         self._broker_url = broker_url
         self._namespace = namespace
 
+    def bind(self, definitions: Iterable[Definition]) -> None:
+        """Nothing to do: a plan is made known with the first saga that runs on it."""
+
+    async def open(self) -> None:
+        """Connects. Raises `BrokerUnavailable`."""
+        await self._wire().open()
+
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga. Its start is durable on return."""
-        return await wire_for(self._broker_url, self._namespace).start(definition, context, saga_id)
+        return await self._wire().start(definition, context, saga_id)
 
-    async def find(self, saga_id: uuid.UUID, definitions: dict[str, Definition]) -> SagaWatch:
+    async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Watches a saga that somebody started. Raises `SagaNotFound`."""
-        return await wire_for(self._broker_url, self._namespace).find(saga_id)
+        return await self._wire().find(saga_id)
+
+    def _wire(self) -> Wire:
+        wire = wire_for(self._broker_url, self._namespace)
+        wire.used_by(self)
+        return wire
 
     async def close(self) -> None:
-        """Closes the connection of this loop; sagas go on."""
+        """Closes the connection of this loop, if no other mediator uses it; sagas go on."""
         of_loop = _per_loop.get(asyncio.get_running_loop(), {})
-        wire = of_loop.pop((self._broker_url, self._namespace), None)
-        if wire is not None:
+        wire = of_loop.get((self._broker_url, self._namespace))
+        if wire is not None and wire.left_by(self):
+            del of_loop[self._broker_url, self._namespace]
             await wire.close()

@@ -11,7 +11,6 @@ import inspect
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
 
 from watership.errors import ConfigurationError
@@ -104,10 +103,15 @@ class _PlainScope:
         return handler()
 
 
-@lru_cache(maxsize=1024)
+_needs: dict[type[Any], str | None] = {}
+
+
 def _needed(handler: type[Any]) -> str | None:
-    """The first constructor argument that has no default."""
-    return next((p.name for p in constructor_parameters(handler) if p.default is p.empty), None)
+    """The first constructor argument that has no default; looked up once for each class."""
+    if handler not in _needs:
+        parameters = constructor_parameters(handler)
+        _needs[handler] = next((p.name for p in parameters if p.default is p.empty), None)
+    return _needs[handler]
 
 
 class ResolverContainer:

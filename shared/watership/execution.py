@@ -11,7 +11,6 @@ import secrets
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import pydantic
@@ -195,9 +194,14 @@ def _response_to_data(command: Command, result: SagaStepResult[Any, Any]) -> Any
     return data
 
 
-@lru_cache(maxsize=1024)
+_adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}
+
+
 def _adapter_of(cls: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(cls)
+    adapter = _adapters.get(cls)
+    if adapter is None:
+        adapter = _adapters[cls] = pydantic.TypeAdapter(cls)
+    return adapter
 
 
 def response_from_data(declared: Any, data: Any) -> Any:

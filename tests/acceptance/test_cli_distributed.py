@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.command import Command
+from tests.support.command import Command, installed
 from tests.support.processes import Processes
 
 READY = r"ready"
@@ -24,9 +24,7 @@ def command(tmp_path: Path, broker_url: str, namespace: str) -> Command:
 
 
 @pytest.fixture
-def services(
-    processes: Processes, command: Command, database_url: str, step_queues: set[str]
-) -> Callable[[], None]:
+def services(processes: Processes, command: Command, database_url: str, step_queues: set[str]) -> Callable[[], None]:
     """Starts an orchestrator, a reaper and a worker."""
 
     def start() -> None:
@@ -83,7 +81,8 @@ def test_nobody_answers_and_a_wrong_password(command: Command, broker_url: str) 
 def test_a_saga_is_started_watched_listed_and_shown(command: Command, services: Callable[[], None]) -> None:
     services()
     saga_id = str(uuid.uuid4())
-    ran = command.good("start", "PurchaseSaga", "--context", context("a"), "--id", saga_id, "--watch")
+    apart = Command(command.cwd, command.env, installed())
+    ran = apart.good("start", "PurchaseSaga", "--context", context("a"), "--id", saga_id, "--watch")
     words = [line.split() for line in ran.out.splitlines()]
     assert words[0] == ["PurchaseSaga", saga_id]
     assert [word[2] for word in words[1:]] == ["ReserveGoods", "ChargeMoney", "COMPLETED"]

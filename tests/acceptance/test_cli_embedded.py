@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 import uuid
 from pathlib import Path
 
 import pytest
 
-from tests.support.command import Command
-from tests.support.shop import Purchase, bind
 from watership import SagaParked, SagaResult, StepError, bootstrap
+
+from tests.support.command import Command, installed
+from tests.support.shop import Purchase, bind
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
@@ -26,7 +29,12 @@ def bare(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
 
-async def run_sagas(sqlite_url: str) -> dict[str, uuid.UUID]:
+def run_sagas(sqlite_url: str) -> dict[str, uuid.UUID]:
+    """See `_run_sagas`."""
+    return asyncio.run(_run_sagas(sqlite_url))
+
+
+async def _run_sagas(sqlite_url: str) -> dict[str, uuid.UUID]:
     """One that completes, one that is undone, one that is parked."""
     ids = {}
     async with bootstrap(sagas_mapper=bind, database_url=sqlite_url) as mediator:
@@ -46,6 +54,15 @@ def test_the_tables_are_made_and_checked(command: Command) -> None:
     assert "no sagas in the embedded database" in command.good("list").err
 
 
+def test_as_a_process(command: Command) -> None:
+    apart = Command(command.cwd, command.env, installed())
+    assert "there is no database file" in apart.bad("list")
+    apart.good("db", "upgrade")
+    saga_id = str(run_sagas(command.env["WATERSHIP_DATABASE_URL"])["good"])
+    assert apart.good("show", saga_id, "--json").json["status"] == "COMPLETED"
+    assert "No such command" in apart.bad("nonsense", code=2)
+
+
 def test_a_check_of_an_empty_file_names_what_is_missing(command: Command, tmp_path: Path) -> None:
     (tmp_path / "watership.db").touch()
     ran = command.run("db", "check")
@@ -62,9 +79,9 @@ def test_looking_makes_no_file(command: Command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_sagas_are_listed_and_shown(command: Command, sqlite_url: str) -> None:
+def test_sagas_are_listed_and_shown(command: Command, sqlite_url: str) -> None:
     command.good("db", "upgrade")
-    ids = await run_sagas(sqlite_url)
+    ids = run_sagas(sqlite_url)
     rows = {row["saga_id"]: row for row in command.good("list", "--json").json}
     assert rows.keys() == {str(saga_id) for saga_id in ids.values()}
     keys = {"saga_id", "name", "status", "step", "parked_reason", "created_at", "updated_at"}
@@ -77,7 +94,7 @@ async def test_sagas_are_listed_and_shown(command: Command, sqlite_url: str) -> 
     assert [row["saga_id"] for row in undone] == [str(ids["dear"])]
     assert "no sagas like that" in command.good("list", "--status", "PENDING").err
 
-    table = command.good("list").out
+    table = command.good("list", columns=140).out
     assert all(str(saga_id) in table for saga_id in ids.values())
     assert "COMPENSATING parked" in table
     assert "the warehouse is [red]closed[/]" in table, "text of the user's is not markup"
@@ -169,14 +186,12 @@ main()
 """
 
 
-async def test_without_extras_the_embedded_commands_work_and_the_others_say_what_they_need(
+def test_without_extras_the_embedded_commands_work_and_the_others_say_what_they_need(
     tmp_path: Path, sqlite_url: str
 ) -> None:
-    import sys
-
     plain = Command(tmp_path, {"WATERSHIP_DATABASE_URL": sqlite_url}, (sys.executable, "-c", WITHOUT))
     plain.good("db", "upgrade")
-    ids = await run_sagas(sqlite_url)
+    ids = run_sagas(sqlite_url)
     assert len(plain.good("list", "--json").json) == 3
     assert str(ids["good"]) in plain.good("show", str(ids["good"])).out
     assert "watership[server]" in plain.good("--help").out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any, TypeVar
 
 import pydantic
@@ -65,7 +66,11 @@ class Bill(SagaStepHandler[Invoice, None]):
 
 
 def make(steps: Any, context: Any = Order) -> type[Saga[Any]]:
-    return type("OrderSaga", (Saga[context],), {"steps": steps})
+    return named("OrderSaga", Saga[context], steps)
+
+
+def named(name: str, base: Any, steps: Any) -> type[Saga[Any]]:
+    return types.new_class(name, (base,), exec_body=lambda body: body.update(steps=steps))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ def test_a_step_of_a_base_context_fits() -> None:
 def test_a_saga_names_its_context() -> None:
     context = TypeVar("context")
     for base in (Saga, Saga[context]):  # type: ignore[valid-type]
-        saga = type("Bare", (base,), {"steps": [Reserve]})
+        saga = named("Bare", base, [Reserve])
         with pytest.raises(DefinitionError, match=r"Bare does not name its context: write class Bare\(Saga\[Context"):
             compile_saga(saga)
 
@@ -133,14 +138,21 @@ def test_settings_that_cannot_be_name_the_saga_and_the_step(settings: dict[str, 
 
 
 def test_a_plan_holds_what_the_classes_say() -> None:
-    saga = make([Fallback(Reserve, Charge, failure_exceptions=(Boom, ValueError)), Remote("Far", queue="far", timeout_s=9)])
+    saga = make(
+        [Fallback(Reserve, Charge, failure_exceptions=(Boom, ValueError)), Remote("Far", queue="far", timeout_s=9)]
+    )
     definition = compile_saga(saga)
     node, far = definition.plan.nodes
     assert isinstance(node, FallbackPlan)
     assert node.failure_codes == ("definition_boom", "ValueError")
     assert (node.primary.compensable, node.fallback.compensable) == (True, False)
     charge = definition.plan.by_name["ChargeCard"]
-    assert (charge.queue, charge.retry.attempts_max, charge.retry.delay_ms, charge.timeout_ms) == ("payments", 5, 500, 2500)
+    assert (charge.queue, charge.retry.attempts_max, charge.retry.delay_ms, charge.timeout_ms) == (
+        "payments",
+        5,
+        500,
+        2500,
+    )
     assert definition.plan.by_name["Far"].compensable, "its code is elsewhere: it may have something to undo"
     assert definition.plan.by_name["Far"] is far
     assert list(definition.steps) == ["Reserve", "ChargeCard", "Far"]
@@ -170,7 +182,7 @@ def test_a_map_binds_each_context_and_each_name_once() -> None:
     with pytest.raises(DefinitionError, match="two sagas are named OrderSaga"):
         mapper.bind(BigOrder, namesake)
     with pytest.raises(DefinitionError, match="Billing runs on Invoice, so BigOrder cannot start it"):
-        mapper.bind(BigOrder, type("Billing", (Saga[Invoice],), {"steps": [Bill]}))
+        mapper.bind(BigOrder, named("Billing", Saga[Invoice], [Bill]))
     assert mapper.saga_for(BigOrder) is saga
     assert mapper.saga_for(Invoice) is None
     assert len(mapper) == 1

@@ -333,7 +333,7 @@ class World(RuleBasedStateMachine):
 
 
 World.TestCase.settings = settings(
-    max_examples=250,
+    max_examples=350,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

@@ -1,0 +1,1 @@
+"""Where libraries of others are met: circuit breakers and DI containers, one file for each."""

@@ -126,7 +126,7 @@ class Breakers:
 def breaker_for(settings: BreakerSettings, *, now: Callable[[], float] = time.monotonic) -> AioBreakerAdapter:
     """A breaker from settings that came with a plan: their errors are codes already."""
     breaker = AioBreakerAdapter(now=now)
-    breaker._settings = settings
+    breaker._settings = settings  # noqa: SLF001 - of this very module
     return breaker
 
 
@@ -222,7 +222,7 @@ def _new_breaker(aiobreaker: Any, settings: BreakerSettings) -> Any:
 
         def open(self) -> None:
             # As in aiobreaker, but without utcnow(), which warns from Python 3.12 on.
-            self._state_storage.opened_at = datetime.now(UTC).replace(tzinfo=None)
+            self._state_storage.opened_at = datetime.now(UTC).replace(tzinfo=None)  # noqa: TID251 - aiobreaker wants it
             self.state = self._state_storage.state = aiobreaker.CircuitBreakerState.OPEN
 
     return Breaker(fail_max=settings.fail_max, timeout_duration=timedelta(seconds=settings.timeout_duration_s))

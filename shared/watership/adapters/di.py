@@ -52,7 +52,7 @@ class DiContainer:
 
     def _solve(self, handler: type[T]) -> di.SolvedDependent[T]:
         # The list of binds is private; di has not changed since 2023, and our extra holds it below 0.80.
-        binds = self._container._bind_hooks
+        binds = self._container._bind_hooks  # noqa: SLF001 - see above
         if binds != self._solved_with:
             self._solved, self._solved_with = {}, list(binds)
         if handler not in self._solved:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from watership.client import Wire
 from watership.commands.timeline import failure_words
 from watership.errors import StartRejected, WatershipError
 from watership.machine.state import Status
 from watership.messages import StartSaga
 from watership.saga.watch import SagaEnd
+from watership.wire import Wire
 
 AT_ONCE_MAX = 100
 WATCHED_AT_ONCE_MAX = 500

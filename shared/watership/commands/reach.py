@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from watership.client import Wire, rabbit_bus
+from watership.client import rabbit_bus
 from watership.errors import ConfigurationError, SagaNotFound
 from watership.machine.state import Status
 from watership.messages import AdminVerb
 from watership.settings import Settings, load_settings
+from watership.wire import Wire
 
 
 class Reader(Protocol):

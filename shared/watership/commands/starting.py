@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from watership.client import Wire
 from watership.commands.batch import Batch, start_many
 from watership.commands.input import read_contexts, start_body
 from watership.commands.options import BrokerUrl, Namespace
@@ -24,6 +23,7 @@ from watership.machine.state import Status
 from watership.messages import AdminVerb, StartSaga
 from watership.saga.watch import SagaEnd, SagaWatch
 from watership.settings import Settings, load_settings
+from watership.wire import Wire
 
 QUIET_S = 5.0
 RESPONSE_CHARS_MAX = 120

@@ -76,7 +76,14 @@ class Drive:
     """One saga, driven or followed by this process until it ends, is parked, or the process lets it go."""
 
     def __init__(
-        self, storage: SagaStorage, clock: Clock, saga_id: uuid.UUID, job: Job, *, gated: bool = False
+        self,
+        storage: SagaStorage,
+        clock: Clock,
+        saga_id: uuid.UUID,
+        job: Job,
+        *,
+        gated: bool = False,
+        plans_kept: set[str] | None = None,
     ) -> None:
         self.saga_id = saga_id
         self.watch = SagaWatch(saga_id)
@@ -87,6 +94,7 @@ class Drive:
         self._keeper = storage.keeper()
         self._clock = clock
         self._job = job
+        self._plans_kept = plans_kept if plans_kept is not None else set()
         self._plan: Plan | None = None
         self._state = SagaState(str(saga_id))
         self._clock_offset_ms = 0
@@ -151,7 +159,9 @@ class Drive:
 
     async def _create(self, start: Start) -> Lease | None:
         plan = self._job.definition.plan
-        await self._storage.save_plan(plan)
+        if plan.hash not in self._plans_kept:
+            await self._storage.save_plan(plan)
+            self._plans_kept.add(plan.hash)
         now_ms = await self._storage.now_ms()
         reaction = react(plan, self._state, e.SagaStarted(plan.saga, start.context, plan.hash), now_ms)
         entry = LogEntry(1, now_ms, "start", reaction.changes)

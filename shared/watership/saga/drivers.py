@@ -9,7 +9,7 @@ import asyncio
 import logging
 import uuid
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from watership.clock import Clock, SystemClock
@@ -47,6 +47,7 @@ class Drivers:
         self._drives: dict[uuid.UUID, Drive] = {}
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._jobs: dict[str, Job] = {}
+        self._plans_kept: set[str] = set()  # hashes that the store has for certain
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -78,7 +79,7 @@ class Drivers:
         return drive
 
     def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
-        drive = Drive(self.storage, self.clock, saga_id, job, gated=gated)
+        drive = Drive(self.storage, self.clock, saga_id, job, gated=gated, plans_kept=self._plans_kept)
         self._drives[saga_id] = drive
         task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
         self._tasks[saga_id] = task
@@ -154,27 +155,37 @@ class EmbeddedRunner:
         self._container = container
         self._recover_every_s = recover_every_s
         self._clock = clock
+        self._definitions: dict[str, Definition] = {}
+
+    def bind(self, definitions: Iterable[Definition]) -> None:
+        """The sagas that this process knows, and so can recover."""
+        self._definitions = {definition.plan.saga: definition for definition in definitions}
+
+    async def open(self) -> None:
+        """Begins to recover what others left, even if no saga is ever started here."""
+        self._drivers()
 
     def _drivers(self) -> Drivers:
         drivers = drivers_for(self._storage, self._clock)
         drivers.used_by(self)
+        for definition in self._definitions.values():
+            drivers.recover_in_background(Job(definition, self._container), every_s=self._recover_every_s)
         return drivers
 
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga, or joins it. Durable on return."""
         drivers = self._drivers()
         job = Job(definition, self._container)
-        drivers.recover_in_background(job, every_s=self._recover_every_s)
         data = shape_of(type(context)).dump(context)
         return (await drivers.start(job, data, saga_id)).watch
 
-    async def find(self, saga_id: uuid.UUID, definitions: dict[str, Definition]) -> SagaWatch:
+    async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Joins a saga that exists. Raises `SagaNotFound`."""
         drivers = self._drivers()
         record = await drivers.storage.load(saga_id)
         if record is None:
             raise SagaNotFound(f"no saga has the id {saga_id} in this store")
-        definition = definitions.get(record.state.name)
+        definition = self._definitions.get(record.state.name)
         if definition is None:
             raise UnknownSaga(f"saga {saga_id} is a {record.state.name}, which is not bound in this process")
         return (await drivers.join(Job(definition, self._container), saga_id)).watch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -55,6 +55,7 @@ class SagaMediator:
         self._definitions = {
             saga: compile_saga(saga, default_compensation_retry=compensation_retry) for saga in saga_map.sagas()
         }
+        self._runner.bind(self._definitions.values())
 
     def _definition_for(self, context: object) -> Definition:
         saga = self._map.saga_for(type(context))
@@ -75,7 +76,9 @@ class SagaMediator:
         await self._runner.start(self._definition_for(context), context, wanted)
         return wanted
 
-    async def stream(self, context: Any, saga_id: uuid.UUID | None = None) -> AsyncIterator[SagaStepResult[Any, Any]]:
+    async def stream(
+        self, context: ContextT, saga_id: uuid.UUID | None = None
+    ) -> AsyncGenerator[SagaStepResult[ContextT, Any], None]:
         """Runs the saga and yields each step's result as it is done; ``context`` shows what the steps changed.
 
         When a step fails, what acted is compensated, and then the step's error is raised. Raises `SagaParked` if a
@@ -107,7 +110,7 @@ class SagaMediator:
     async def result(self, saga_id: uuid.UUID, timeout_s: float | None = None) -> SagaResult[Any]:
         """Waits for the end of a saga that was started anywhere. Raises `SagaNotFound`, `ResultTimeout`."""
         by_name = {definition.plan.saga: definition for definition in self._definitions.values()}
-        watch = await self._runner.find(saga_id, by_name)
+        watch = await self._runner.find(saga_id)
         return await _result(watch, by_name, timeout_s, None)
 
     async def close(self) -> None:
@@ -115,6 +118,7 @@ class SagaMediator:
         await self._runner.close()
 
     async def __aenter__(self) -> Self:
+        await self._runner.open()
         return self
 
     async def __aexit__(

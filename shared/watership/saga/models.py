@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Generic, Self, TypeVar
 
 import pydantic
@@ -92,15 +91,15 @@ def _sentence(error: pydantic.ValidationError) -> str:
     return "; ".join(problems[:5])
 
 
+_shapes: dict[Any, Shape[Any]] = {}
+
+
 def shape_of(cls: type[_T]) -> Shape[_T]:
     """The one `Shape` of a context class."""
-    shape: Shape[_T] = _shape_of(cls)
+    shape: Shape[_T] | None = _shapes.get(cls)
+    if shape is None:
+        shape = _shapes[cls] = Shape(cls)
     return shape
-
-
-@lru_cache(maxsize=1024)
-def _shape_of(cls: Any) -> Shape[Any]:
-    return Shape(cls)
 
 
 def patch_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
 from watership.errors import SagaCancelled, SagaParked, step_error_for
@@ -127,10 +127,16 @@ class SagaWatch:
 class Runner(Protocol):
     """What stands behind a mediator: sagas in this process, or the wire to the orchestrator."""
 
+    def bind(self, definitions: Iterable[Definition]) -> None:
+        """The sagas that the mediator knows."""
+
+    async def open(self) -> None:
+        """Connects, or begins to recover. What is not opened opens itself at first use."""
+
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga, or finds it if it was started alike. Durable on return. Raises `StartRejected`."""
 
-    async def find(self, saga_id: uuid.UUID, definitions: dict[str, Definition]) -> SagaWatch:
+    async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Watches a saga that exists. Raises `SagaNotFound`."""
 
     async def close(self) -> None:
