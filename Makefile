@@ -12,13 +12,14 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input --progress-bar off
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test bench lock clean
+.PHONY: help demo check test test-containers bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## Say what there is
 	@echo "make demo    500 orders on an embedded database, one kill -9, no server: under a minute"
 	@echo "make check   linters, types and all tests that need no server: under a minute"
 	@echo "make test    everything, on a real RabbitMQ and a real PostgreSQL: found on this host, or brought up"
+	@echo "make test-containers   docker-compose.yml as it stands: needs a Docker engine with Compose v2"
 	@echo "make bench   throughput over RabbitMQ and PostgreSQL"
 	@echo "make lock    compile the lock files again (make lock UPGRADE=1 takes newer versions)"
 	@echo "make clean   remove the virtual environments and the caches"
@@ -89,3 +90,9 @@ lock:
 	@$(COMPILE) pyproject.toml --extra server --constraint $(LOCK)/dev.txt --output-file $(LOCK)/server.txt
 	@$(COMPILE) --group build --constraint $(LOCK)/dev.txt --output-file $(LOCK)/build.txt
 	@wc -l $(LOCK)/*.txt
+
+# --- containers -----------------------------------------------------------------------------------------------------
+
+# Not a part of `make test`, whose servers may be found without Docker. Where there is no engine, it fails.
+test-containers: $(VENV)/.installed
+	@$(VENV)/bin/python -m pytest tests/acceptance/test_compose.py $(ARGS)

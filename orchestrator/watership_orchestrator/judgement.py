@@ -230,7 +230,7 @@ class _Judge:
         plan = self.plans.of(state)
         if reply.outcome is ReplyOutcome.NOT_SERVED:
             at_ms = self.now_ms + NOT_SERVED_RETRY_MS
-            event = e.StepNotServed(reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX)
+            event = e.StepNotServed(reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered)
             self._follow(plan, event, f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}")
             return
         cause = f"reply:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"

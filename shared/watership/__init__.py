@@ -3,6 +3,8 @@
 In this process on SQLite, Postgres or memory; or distributed, over RabbitMQ and Postgres, with the same classes.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from watership.adapters.circuit_breaker import AioBreakerAdapter
 from watership.errors import (
     BrokerUnavailable,
@@ -36,7 +38,9 @@ from watership.saga.retry import RetryPolicy
 from watership.saga.saga import Saga, SagaMap
 from watership.saga.step import Remote, SagaStepHandler, SagaStepResult, StepRun, current_step
 from watership.saga.storage.memory import MemorySagaStorage
-from watership.saga.storage.sqlalchemy import Base, SqlAlchemySagaStorage
+
+if TYPE_CHECKING:
+    from watership.saga.storage.sqlalchemy import Base, SqlAlchemySagaStorage
 
 __version__ = "0.1.0"
 
@@ -81,3 +85,12 @@ __all__ = [
     "current_step",
     "recover_saga",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The SQL storage at first use: importing SQLAlchemy takes longer than all the rest, and not every process needs it."""
+    if name in ("Base", "SqlAlchemySagaStorage"):
+        from watership.saga.storage import sqlalchemy
+
+        return getattr(sqlalchemy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

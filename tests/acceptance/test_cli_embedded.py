@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 import uuid
@@ -12,7 +13,7 @@ import pytest
 
 from watership import SagaParked, SagaResult, StepError, bootstrap
 
-from tests.support.command import Command, installed
+from tests.support.command import Command, Ran, installed
 from tests.support.shop import Purchase, bind
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -175,35 +176,63 @@ def test_a_broker_that_is_down_is_one_sentence(bare: Command) -> None:
 
 
 WITHOUT = """
-import sys
+import json, pathlib, sys
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"aio_pika", "aiormq", "asyncpg", "jsonschema_rs", "structlog", "di", "dishka"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
 sys.meta_path.insert(0, Absent())
-from watership.cli import main
-main()
+from tests.support.command import Command
+
+def answer(arguments):
+    ran = Command(pathlib.Path.cwd()).run(*arguments)
+    return [ran.code, ran.out, ran.err]
+
+print(json.dumps([answer(arguments) for arguments in json.load(sys.stdin)]))
 """
+
+
+def without_extras(cwd: Path, *commands: list[str]) -> list[Ran]:
+    """What the commands come to, one after the other, where no extra is installed."""
+    command = Command(cwd, apart=(sys.executable, "-c", WITHOUT))
+    return [Ran(*answer) for answer in command.good(stdin=json.dumps(commands)).json]
 
 
 def test_without_extras_the_embedded_commands_work_and_the_others_say_what_they_need(
     tmp_path: Path, sqlite_url: str
 ) -> None:
-    plain = Command(tmp_path, {"WATERSHIP_DATABASE_URL": sqlite_url}, (sys.executable, "-c", WITHOUT))
-    plain.good("db", "upgrade")
-    ids = run_sagas(sqlite_url)
-    assert len(plain.good("list", "--json").json) == 3
-    assert str(ids["good"]) in plain.good("show", str(ids["good"])).out
-    assert "watership[server]" in plain.good("--help").out
-    for service in ("orchestrator", "reaper", "worker"):
-        assert "pip install 'watership[server]'" in plain.bad(service, "--some", "thing")
-    assert "pip install 'watership[rabbitmq]'" in plain.bad("list", "--broker-url", "amqp://guest@127.0.0.1:1/")
-    assert "pip install 'watership[postgres]'" in plain.bad("list", "--database-url", "postgresql://127.0.0.1:1/x")
+    Command(tmp_path, {"WATERSHIP_DATABASE_URL": sqlite_url}).good("db", "upgrade")
+    saga_id = str(run_sagas(sqlite_url)["good"])
+    database = ["--database-url", sqlite_url]
+    upgraded, listed, shown, page = without_extras(
+        tmp_path,
+        ["db", "upgrade", *database],
+        ["list", "--json", *database],
+        ["show", saga_id, *database],
+        ["--help"],
+    )
+    assert upgraded.code == listed.code == shown.code == page.code == 0
+    assert len(listed.json) == 3
+    assert saga_id in shown.out
+    assert "watership[server]" in page.out
+    services = ("orchestrator", "reaper", "worker")
+    for refused in without_extras(tmp_path, *([service, "--some", "thing"] for service in services)):
+        assert refused.code == 1
+        assert "pip install 'watership[server]'" in refused.err
+    broker, postgres = without_extras(
+        tmp_path,
+        ["list", "--broker-url", "amqp://guest@127.0.0.1:1/"],
+        ["list", "--database-url", "postgresql://127.0.0.1:1/x"],
+    )
+    assert broker.err.endswith("pip install 'watership[rabbitmq]'\n")
+    assert postgres.err.endswith("pip install 'watership[postgres]'\n")
 
 
 def test_every_help_page_fits_and_has_its_panel(bare: Command) -> None:
     page = bare.good("--help").out
-    places = [page.index(panel) for panel in ("Try it", "Services", "Sagas", "Set-up")]
+    places = [page.index(f"─ {panel} ─") for panel in ("Try it", "Services", "Sagas", "Set-up")]
     assert places == sorted(places)
     assert "─ Commands ─" not in page
     for arguments in ([], ["start"], ["list"], ["show"], ["retry"], ["compensate"], ["db"], ["topology"], ["demo"]):

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.running import Running, running
 from watership import Response, RetryPolicy, Saga, SagaContext, SagaMap, SagaStepHandler, StepError, bootstrap
 from watership.bus.protocol import Delivery
+from watership.client import wire_for
 from watership.errors import OperationRefused, SagaConflict, SagaNotFound
 from watership.machine.changes import change_from_data
 from watership.machine.state import Action
 from watership.messages import AdminVerb, ReplyOutcome, StartSaga, StepCommand, StepReply, read
-from watership.client import wire_for
 from watership_worker import Worker
+
+from tests.support.running import Running, running
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(60)]
 

@@ -87,6 +87,6 @@ async def rabbit_house(url: str, namespace: str) -> AsyncIterator[House]:
 async def replaced(bus: Bus, generation: int) -> None:
     """Waits until the publishing channel of ``generation`` has a successor, and both links are up."""
     async with asyncio.timeout(PATIENCE_S):
-        while bus.generation == generation:  # noqa: ASYNC110 - a bus tells nobody of it, and need not
+        while bus.generation == generation:
             await asyncio.sleep(0.005)
         await bus.ready()

@@ -15,6 +15,13 @@ import pytest
 from dependency_injector import containers, providers
 from di import bind_by_type
 from di.dependent import Dependent
+
+from watership.adapters.dependency_injector import DependencyInjectorContainer
+from watership.adapters.di import DiContainer
+from watership.adapters.dishka import DishkaContainer
+from watership.container import Container, PlainContainer, ResolverContainer, Scope, as_container
+from watership.errors import ConfigurationError
+
 from tests.support.container_handlers import (
     Bare,
     Charge,
@@ -26,12 +33,6 @@ from tests.support.container_handlers import (
     WithDefault,
     resolve,
 )
-
-from watership.adapters.dependency_injector import DependencyInjectorContainer
-from watership.adapters.di import DiContainer
-from watership.adapters.dishka import DishkaContainer
-from watership.container import Container, PlainContainer, ResolverContainer, Scope, as_container
-from watership.errors import ConfigurationError
 
 T = TypeVar("T")
 

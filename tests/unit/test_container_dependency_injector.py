@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 from dependency_injector import containers, providers
+
+from watership.container import as_container
+from watership.errors import ConfigurationError
+
 from tests.support.container_handlers import (
     Amex,
     Bare,
@@ -21,9 +25,6 @@ from tests.support.container_handlers import (
     Visa,
     resolve,
 )
-
-from watership.container import as_container
-from watership.errors import ConfigurationError
 
 
 class Two:

@@ -9,6 +9,10 @@ import di
 import pytest
 from di import bind_by_type
 from di.dependent import Dependent
+
+from watership.container import as_container
+from watership.errors import ConfigurationError
+
 from tests.support.container_handlers import (
     Amex,
     Charge,
@@ -21,9 +25,6 @@ from tests.support.container_handlers import (
     Visa,
     resolve,
 )
-
-from watership.container import as_container
-from watership.errors import ConfigurationError
 
 
 class CountingContainer(di.Container):

@@ -15,6 +15,7 @@ from watership import (
     RetryPolicy,
     Saga,
     SagaCancelled,
+    SagaCompensated,
     SagaConflict,
     SagaContext,
     SagaMap,
@@ -164,13 +165,20 @@ async def test_a_compensation_is_retried_and_then_parks() -> None:
         steps = [C, Late]
 
     HOOKS["compensate C"] = declines
-    mapper = SagaMap()
+    mapper, storage, saga_id = SagaMap(), MemorySagaStorage(), uuid.uuid4()
     mapper.bind(Order, Short)
-    async with bootstrap(sagas_mapper=mapper, saga_storage=MemorySagaStorage(), recover_every_s=0) as short:
+    async with bootstrap(sagas_mapper=mapper, saga_storage=storage, recover_every_s=0) as short:
         with pytest.raises(SagaParked, match="step C is out of retries after 3 attempts") as parked:
-            await names(short, uuid.uuid4())
+            await names(short, saga_id)
     assert CALLS == ["act C"] + ["compensate C"] * 3
     assert isinstance(parked.value.__cause__, Declined)
+    with pytest.raises(SagaParked):  # whoever recovers it is the person it waits for: three more attempts
+        await recover_saga(Short, saga_id, Order, None, storage)
+    assert CALLS == ["act C"] + ["compensate C"] * 6
+    HOOKS.clear()
+    with pytest.raises(SagaCompensated):
+        await recover_saga(Short, saga_id, Order, None, storage)
+    assert CALLS == ["act C"] + ["compensate C"] * 7
 
 
 async def test_the_same_id_with_other_input_is_a_conflict(mediator: SagaMediator) -> None:

@@ -96,6 +96,15 @@ class DispatchRepeated:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RunInterrupted:
+    """The process that was told to run this is gone, and nobody will report: it may have had its effect."""
+
+    step: str
+    action: Action
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class DispatchWithdrawn:
     """A command was decided, and overtaken before it was sent: it will never be."""
 
@@ -131,6 +140,7 @@ Event = (
     | StepNotServed
     | TimePassed
     | DispatchRepeated
+    | RunInterrupted
     | DispatchWithdrawn
     | RetryRequested
     | CompensateRequested

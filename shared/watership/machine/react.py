@@ -188,7 +188,7 @@ def _compensation_ended(d: Decision, event: e.StepReplied, outcome: Outcome) -> 
     d.record(
         c.Parked(
             f"the compensation of step {event.step} is out of retries after {event.attempt} attempts ({why}): "
-            f"mend its cause, then `watership retry {d.state.saga_id}`"
+            f"mend its cause, then `watership retry {d.state.saga_id}` (embedded: recover_saga)"
         )
     )
 
@@ -229,7 +229,7 @@ def _step_not_served(d: Decision, event: e.StepNotServed) -> None:
         d.record(
             c.Parked(
                 f"no worker serves step {event.step}: its queue's workers refused it {action.refusals} times; "
-                f"start a worker that has it, then `watership retry {d.state.saga_id}`"
+                f"start a worker that has it, then `watership retry {d.state.saga_id}` (embedded: recover_saga)"
             )
         )
 
@@ -266,6 +266,16 @@ def _dispatch_repeated(d: Decision, event: e.DispatchRepeated) -> None:
         return
     due_at_ms = deadline_ms(d, d.step_plan(event.step))
     d.record(c.Resent(event.step, event.action, event.attempt, due_at_ms, doubtful=not event.unsent))
+
+
+def _run_interrupted(d: Decision, event: e.RunInterrupted) -> None:
+    if not d.state.awaits(event.step, event.action, event.attempt):
+        return
+    if event.action is Action.ACT and d.state.status is Status.COMPENSATING:
+        d.record(c.Overdue(event.step, event.attempt))  # it is not run again after the turn: unknown, so undone
+        go_on(d)
+    else:
+        _dispatch_repeated(d, e.DispatchRepeated(event.step, event.action, event.attempt, unsent=False))
 
 
 def _dispatch_withdrawn(d: Decision, event: e.DispatchWithdrawn) -> None:
@@ -341,6 +351,7 @@ _REACTIONS: dict[type[e.Event], Callable[[Decision, Any], None]] = {
     e.StepNotServed: _step_not_served,
     e.TimePassed: _time_passed,
     e.DispatchRepeated: _dispatch_repeated,
+    e.RunInterrupted: _run_interrupted,
     e.DispatchWithdrawn: _dispatch_withdrawn,
     e.RetryRequested: _retry_requested,
     e.CompensateRequested: _compensate_requested,

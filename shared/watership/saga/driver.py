@@ -182,7 +182,7 @@ class Drive:
                 raise SagaNotFound(f"no saga has the id {self.saga_id} in this store")
             self._check_same(record, start)
             self._is_durable()
-            if _over(record.state):
+            if _over(record.state) and not self._inbox:
                 await self._replay()
                 self._tell_end(record.state)
                 return None
@@ -218,7 +218,7 @@ class Drive:
         await self._replay()
         self._took(lease)
         interrupted = [
-            e.DispatchRepeated(name, action, state.attempt, unsent=False)
+            e.RunInterrupted(name, action, state.attempt)
             for name, action, state in record.state.active_actions()
             if state.phase is Phase.AWAITED
         ]
@@ -233,7 +233,7 @@ class Drive:
     async def _drive(self, lease: Lease) -> bool:
         """Drives until the saga is over or let go (False), or the lease was lost (True)."""
         try:
-            while not _over(self._state):
+            while self._inbox or not _over(self._state):
                 if self._stopping:
                     await self._storage.release(lease)
                     return False

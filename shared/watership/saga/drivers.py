@@ -15,6 +15,7 @@ from typing import Any
 from watership.clock import Clock, SystemClock
 from watership.container import Container
 from watership.errors import SagaConflict, SagaNotFound, UnknownSaga, WatershipError
+from watership.machine import events as e
 from watership.saga.compile import Definition
 from watership.saga.driver import Drive, Job, Start
 from watership.saga.models import shape_of
@@ -72,9 +73,11 @@ class Drivers:
         await asyncio.shield(drive.started)
         return drive
 
-    async def join(self, job: Job, saga_id: uuid.UUID) -> Drive:
-        """Drives or follows a saga that exists. Raises `SagaNotFound`."""
+    async def join(self, job: Job, saga_id: uuid.UUID, *, request: e.Event | None = None) -> Drive:
+        """Drives or follows a saga that exists, and gives it an event if there is one. Raises `SagaNotFound`."""
         drive = self._drives.get(saga_id) or self._launch(saga_id, job, None)
+        if request is not None:
+            drive.request(request)
         await asyncio.shield(drive.started)
         return drive
 

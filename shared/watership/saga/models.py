@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, Self, TypeVar
 
 import pydantic
+from pydantic_core import PydanticSerializationError
 
 from watership.errors import DefinitionError, InvalidPayload
 
@@ -55,7 +56,7 @@ class Shape(Generic[_T]):
         """The context as JSON data. Raises `InvalidPayload` if a field holds what its type does not allow."""
         try:
             data: dict[str, Any] = self._adapter.dump_python(context, mode="json", by_alias=False, warnings="error")
-        except (pydantic.ValidationError, pydantic.errors.PydanticSerializationError, ValueError) as error:
+        except (pydantic.ValidationError, PydanticSerializationError, ValueError) as error:
             raise InvalidPayload(f"the context {self.cls.__name__} cannot be written as JSON: {error}") from error
         return data
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from watership.container import as_container
 from watership.errors import SagaCompensated, SagaConflict, SagaNotFound
+from watership.machine import events as e
 from watership.machine.state import Status
 from watership.saga.compile import compile_saga
 from watership.saga.driver import Job
@@ -29,7 +30,7 @@ async def recover_saga(
 
     A saga that was going forward goes on forward: what is done is not run again. One that was being compensated, or
     is, finishes that and raises `SagaCompensated` (a ``RuntimeError``): it never goes forward again. Somebody else
-    who drives it is waited for. ``context_builder`` is the context's class, or makes it from the stored dict.
+    who drives it is waited for. A parked saga is retried, with a fresh budget of attempts. ``context_builder`` is the context's class, or makes it from the stored dict.
     Raises `SagaNotFound`; `SagaParked` if a person is needed; the step's error if it failed during recovery.
     """
     saga_type = saga if isinstance(saga, type) else type(saga)
@@ -41,7 +42,11 @@ async def recover_saga(
         raise SagaConflict(f"saga {saga_id} is a {record.state.name}, not a {definition.plan.saga}")
     went_back = record.state.status in (Status.COMPENSATING, Status.COMPENSATED, Status.FAILED)
     build = None if isinstance(context_builder, type) else context_builder
-    drive = await drivers_for(storage).join(Job(definition, as_container(container), build), saga_id)
+    # Whoever calls this for a parked saga is the person that it waits for.
+    parked = record.state.parked_reason is not None
+    retry = e.RetryRequested("recover_saga", "recover_saga was called for it") if parked else None
+    job = Job(definition, as_container(container), build)
+    drive = await drivers_for(storage).join(job, saga_id, request=retry)
     end = await drive.watch.end()
     error = end.exception(saga_id)
     if error is None:
