@@ -61,17 +61,9 @@ async def test_the_writes_of_a_running_saga_are_heap_only(database_url: str, adm
 
     await eventually(counted)
     hot, updates = await scalar(admin, f"SELECT ARRAY[n_tup_hot_upd, n_tup_upd] {FROM_STATISTICS}")
-    print(
-        "HOT",
-        hot,
-        updates,
-        await scalar(admin, f"SELECT ARRAY[autoanalyze_count, autovacuum_count, n_dead_tup] {FROM_STATISTICS}"),
-        await scalar(
-            admin,
-            "select array_agg(relname||autoanalyze_count||autovacuum_count) from pg_stat_all_tables where autoanalyze_count+autovacuum_count>0",
-        ),
-    )
-    assert hot / updates > 0.97
+    # 550 of 550 where we are alone. A transaction that anybody on the server holds open, even in another database, keeps
+    # dead versions from being pruned, and rows move to other pages: 425. An index on what changes would give 0.
+    assert hot / updates > 0.7
 
 
 FROM_STATISTICS = "FROM pg_stat_user_tables WHERE relname = 'watership_saga'"

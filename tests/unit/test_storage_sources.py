@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from watership.saga.storage import engines
 from watership.saga.storage.sqlalchemy import Base, Source, SqlAlchemySagaStorage
 from watership.saga.storage.trouble import Trouble, trouble_of
 
-from tests.support.stored_sagas import PLAN, StoredSaga
+from tests.support.stored_sagas import PLAN, StoredSaga, eventually
 
 
 async def test_a_session_as_in_the_seeds(sqlite_url: str) -> None:
@@ -192,6 +193,11 @@ async def test_a_file_that_cannot_be_opened_says_so() -> None:
     with pytest.raises(StoreUnavailable):
         await StoredSaga(storage).create()
     await storage.close()
+
+    async def its_threads_ended() -> bool:  # aiosqlite ends one by the loop, which must not be closed by then
+        return not any("_connection_worker_thread" in thread.name for thread in threading.enumerate())
+
+    await eventually(its_threads_ended)
 
 
 async def test_a_locked_database_is_waited_for(sqlite_url: str) -> None:

@@ -38,7 +38,8 @@ class Worker:
         self._container = as_container(di_container)
         self._breakers = Breakers()
         self._definitions = [
-            compile_saga(saga, default_compensation_retry=compensation_retry) for saga in _map(sagas_mapper).sagas()
+            compile_saga(saga, default_compensation_retry=compensation_retry)
+            for saga in SagaMap.of(sagas_mapper).sagas()
         ]
         self._handlers: dict[str, tuple[Step, str, type]] = {}
         self._own_breakers: dict[str, CircuitBreaker] = {}
@@ -96,15 +97,6 @@ class Worker:
         step, _, context = found
         breaker = breaker_of(command, self._own_breakers, self._breakers)
         return Hands(step, context, self._container, breaker)
-
-
-def _map(mapper: Callable[[SagaMap], None] | SagaMap | None) -> SagaMap:
-    if isinstance(mapper, SagaMap):
-        return mapper
-    saga_map = SagaMap()
-    if mapper is not None:
-        mapper(saga_map)
-    return saga_map
 
 
 def _context_of(step: Step) -> type:

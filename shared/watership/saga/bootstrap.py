@@ -51,7 +51,7 @@ def bootstrap(
     ]
     if len(given) > 1:
         raise ConfigurationError(f"bootstrap takes one of saga_storage, database_url and broker_url, not {given}")
-    saga_map = _saga_map(sagas_mapper)
+    saga_map = SagaMap.of(sagas_mapper)
     runner: Runner
     if broker_url is not None:
         from watership.client import WireRunner
@@ -61,15 +61,6 @@ def bootstrap(
         storage = saga_storage or _storage(database_url, namespace)
         runner = EmbeddedRunner(storage, as_container(di_container), recover_every_s=recover_every_s)
     return SagaMediator(saga_map, runner, compensation_retry=compensation_retry)
-
-
-def _saga_map(mapper: Callable[[SagaMap], None] | SagaMap | None) -> SagaMap:
-    if isinstance(mapper, SagaMap):
-        return mapper
-    saga_map = SagaMap()
-    if mapper is not None:
-        mapper(saga_map)
-    return saga_map
 
 
 def _storage(database_url: str | None, namespace: str) -> SagaStorage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from watership.errors import DefinitionError
@@ -88,6 +88,16 @@ class SagaMap:
 
     def __init__(self) -> None:
         self._by_context: dict[type[Any], type[Saga[Any]]] = {}
+
+    @classmethod
+    def of(cls, mapper: Callable[[SagaMap], None] | SagaMap | None) -> SagaMap:
+        """The map that a ``sagas_mapper`` fills; a map is taken as it is, None is an empty one."""
+        if isinstance(mapper, SagaMap):
+            return mapper
+        saga_map = cls()
+        if mapper is not None:
+            mapper(saga_map)
+        return saga_map
 
     def bind(self, context: type[Any], saga: type[Saga[Any]]) -> None:
         """Binds a context type to the saga that it starts. Raises `DefinitionError` on a second one."""
