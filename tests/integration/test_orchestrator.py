@@ -233,7 +233,7 @@ async def test_stream_raises_the_steps_own_error_and_shows_each_change(system: R
         context, seen = OrderContext("1", fail_at="Charge"), []
         with pytest.raises(Declined, match="declined at Charge"):
             async for result in mediator.stream(context):
-                seen.append((result.step_type, list(context.trail)))
+                seen += [(result.step_type, list(context.trail))]
         assert seen == [(Reserve, ["Reserve"])]
 
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,6 +24,7 @@ from watership_worker import Worker
 from watership_worker.consumer import Consumer
 
 WITHIN_S = 20.0
+ServiceT = TypeVar("ServiceT", bound=Service)
 
 
 @dataclasses.dataclass
@@ -53,7 +54,7 @@ class Running:
     def _bus(self) -> RabbitBus:
         return RabbitBus(self.settings.broker())
 
-    async def _begin(self, service: Any) -> Any:
+    async def _begin(self, service: ServiceT) -> ServiceT:
         await service.start()
         task = asyncio.create_task(service.run())
         self.stack.push_async_callback(_end, service, task)

@@ -9,20 +9,26 @@ from collections.abc import Iterator
 
 FENCE = re.compile(r"^```(?:python|py)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
+NAMED = re.compile(r"# (\w+\.py)$", re.MULTILINE)
+
 
 def programs(readme: str) -> dict[str, str]:
     """Its programs, by the name of a file for each.
 
     A block that begins with an import (or a docstring and an import) is a program of its own. Any other goes on with
-    the program before it, in a function of its own: so it may await, and make a name anew.
+    the program before it, in a function of its own: so it may await, and make a name anew. A first line like
+    ``# orders.py`` names its file, for the blocks that import it.
     """
     found: list[str] = []
+    names: list[str] = []
     for number, block in enumerate(blocks(readme), start=1):
         if not found or _begins_anew(block):
             found.append(_as_module(block, number))
+            named = NAMED.match(block)
+            names.append(named[1] if named else f"readme_{len(found)}.py")
         else:
             found[-1] += _as_function(block, number)
-    return {f"readme_{number}.py": program for number, program in enumerate(found, start=1)}
+    return dict(zip(names, found, strict=True))
 
 
 def blocks(readme: str) -> Iterator[str]:

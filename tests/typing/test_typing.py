@@ -53,15 +53,15 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checked]:
         (directory / name).write_text(program)
     files = [*map(str, sorted(directory.glob("*.py"))), *map(str, EXAMPLES), str(PUBLIC_FACE)]
     with ThreadPoolExecutor() as pool:
-        mypy = pool.submit(run_mypy, files)
+        mypy = pool.submit(run_mypy, files, directory)
         pyright = pool.submit(run_pyright, files, directory)
         return {"mypy": mypy.result(), "pyright": pyright.result()}
 
 
-def run_mypy(files: Sequence[str]) -> Checked:
+def run_mypy(files: Sequence[str], directory: Path) -> Checked:
     # A cache of its own: `make check` runs mypy over the repository at the same time.
     options = ["--strict", "--cache-dir", str(ROOT / ".mypy_cache/typing"), "--no-error-summary"]
-    return run([str(BIN / "mypy"), *options, *files], ROOT)
+    return run([str(BIN / "mypy"), *options, *files], ROOT, MYPYPATH=str(directory))
 
 
 def run_pyright(files: Sequence[str], directory: Path) -> Checked:
@@ -82,9 +82,9 @@ def run_pyright(files: Sequence[str], directory: Path) -> Checked:
     return run([str(BIN / "pyright"), "--pythonpath", sys.executable, *files], directory)
 
 
-def run(command: Sequence[str], cwd: Path) -> Checked:
+def run(command: Sequence[str], cwd: Path, **environment: str) -> Checked:
     # pyright says on standard output that there is a newer one, and asks the network for it.
-    env = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "NO_COLOR": "1"}
+    env = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "NO_COLOR": "1", **environment}
     return subprocess.run(
         command, cwd=cwd, env=env, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -27,7 +27,15 @@ from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState
 from watership.saga.compile import Definition, Step
 from watership.saga.step import declared_types
-from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry, SagaRecord, SagaStorage
+from watership.saga.storage.protocol import (
+    LEASE_MS,
+    HeldElsewhere,
+    Lease,
+    LeaseKeeper,
+    LogEntry,
+    SagaRecord,
+    SagaStorage,
+)
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
 log = logging.getLogger("watership.driver")
@@ -72,29 +80,30 @@ class Start:
         return cls(context, codec.input_hash(name, context))
 
 
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain."""
+
+    storage: SagaStorage
+    clock: Clock
+    keeper: LeaseKeeper | None
+    plans_kept: set[str] = dataclasses.field(default_factory=set)
+
+
 class Drive:
     """One saga, driven or followed by this process until it ends, is parked, or the process lets it go."""
 
-    def __init__(
-        self,
-        storage: SagaStorage,
-        clock: Clock,
-        saga_id: uuid.UUID,
-        job: Job,
-        *,
-        gated: bool = False,
-        plans_kept: set[str] | None = None,
-    ) -> None:
+    def __init__(self, seat: Seat, saga_id: uuid.UUID, job: Job, *, gated: bool = False) -> None:
         self.saga_id = saga_id
         self.watch = SagaWatch(saga_id)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start: Start | None = None
         self.recovered_backward = False
-        self._storage = storage
-        self._keeper = storage.keeper()
-        self._clock = clock
+        self._storage = seat.storage
+        self._keeper = seat.keeper
+        self._clock = seat.clock
+        self._plans_kept = seat.plans_kept
         self._job = job
-        self._plans_kept = plans_kept if plans_kept is not None else set()
         self._plan: Plan | None = None
         self._state = SagaState(str(saga_id))
         self._clock_offset_ms = 0
@@ -191,6 +200,7 @@ class Drive:
                 try:
                     await self._take_over(taken)
                 except BaseException:
+                    self._drop(taken)
                     await self._storage.release(taken, retry_in_ms=BACK_OFF_MS)
                     raise
                 return taken
@@ -230,6 +240,10 @@ class Drive:
         if self._keeper is not None:
             self._keeper.hold(lease)
 
+    def _drop(self, lease: Lease) -> None:
+        if self._keeper is not None:
+            self._keeper.drop(lease)
+
     async def _drive(self, lease: Lease) -> bool:
         """Drives until the saga is over or let go (False), or the lease was lost (True)."""
         try:
@@ -247,8 +261,7 @@ class Drive:
             await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
             raise
         finally:
-            if self._keeper is not None:
-                self._keeper.drop(lease)
+            self._drop(lease)
         self._tell_end(self._state)
         return False
 

@@ -17,7 +17,7 @@ from watership.container import Container
 from watership.errors import SagaConflict, SagaNotFound, UnknownSaga, WatershipError
 from watership.machine import events as e
 from watership.saga.compile import Definition
-from watership.saga.driver import Drive, Job, Start
+from watership.saga.driver import Drive, Job, Seat, Start
 from watership.saga.models import shape_of
 from watership.saga.storage.protocol import SagaStorage
 from watership.saga.watch import SagaWatch
@@ -44,11 +44,10 @@ class Drivers:
 
     def __init__(self, storage: SagaStorage, clock: Clock) -> None:
         self.storage = storage
-        self.clock = clock
         self._drives: dict[uuid.UUID, Drive] = {}
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._jobs: dict[str, Job] = {}
-        self._plans_kept: set[str] = set()  # hashes that the store has for certain
+        self._seat = Seat(storage, clock, storage.keeper())
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -82,7 +81,7 @@ class Drivers:
         return drive
 
     def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
-        drive = Drive(self.storage, self.clock, saga_id, job, gated=gated, plans_kept=self._plans_kept)
+        drive = Drive(self._seat, saga_id, job, gated=gated)
         self._drives[saga_id] = drive
         task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
         self._tasks[saga_id] = task
@@ -142,6 +141,8 @@ class Drivers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._seat.keeper is not None:
+            self._seat.keeper.stop()
         of_loop = _per_loop.get(asyncio.get_running_loop(), {})
         if of_loop.get(self.storage.key) is self:
             del of_loop[self.storage.key]
