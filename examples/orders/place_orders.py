@@ -8,7 +8,7 @@ import asyncio
 import os
 import uuid
 
-from watership import SagaMediator, SagaResult, bootstrap
+from watership import SagaMediator, SagaResult, WatershipError, bootstrap
 
 from examples.orders.order_saga import OrderContext, sagas_mapper
 
@@ -58,4 +58,7 @@ if __name__ == "__main__":
     parser.add_argument("--broker-url", default=default_url)
     parser.add_argument("--namespace", default=os.environ.get("WATERSHIP_NAMESPACE", "watership"))
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.broker_url, arguments.namespace))
+    try:
+        asyncio.run(main(arguments.broker_url, arguments.namespace))
+    except WatershipError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,5 +1,6 @@
 """A service's own data: one SQLite file for each service. Not a part of Watership: use what your service has."""
 
+import asyncio
 import contextlib
 import os
 import tempfile
@@ -18,12 +19,14 @@ class Store:
         self._path = DIRECTORY / f"{service}.db"
         self._schema = schema
         self._is_ready = False
+        # SQLite writes one at a time, and waits unfairly: of fifty that wait, one may starve past its time-out.
+        self._turn = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncGenerator[aiosqlite.Connection]:
         """All that is written in the block, or nothing of it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        async with aiosqlite.connect(self._path, timeout=10, isolation_level=None) as connection:
+        async with self._turn, aiosqlite.connect(self._path, timeout=10, isolation_level=None) as connection:
             await connection.execute("BEGIN IMMEDIATE")
             if not self._is_ready:
                 for statement in filter(str.strip, self._schema.split(";")):

@@ -14,14 +14,12 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from watership.bus.protocol import Bus, Fate, Message
 from watership.bus.topology import Topology
 from watership.errors import SagaConflict, StoreUnavailable
 from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminRequest, StartSaga
+from watership_orchestrator.database import is_passing
 from watership_orchestrator.judgement import Arrival, Judgement, NeedsHistory, Plans, Rejection, judge
 from watership_orchestrator.outbox import Outgoing, messages_of, rejection_message
 from watership_orchestrator.plans import PlanBook
@@ -40,8 +38,6 @@ log = logging.getLogger("watership.orchestrator")
 PUBLISH_WINDOW_S = 5.0
 OWED_RETRY_MS = 5_000
 RETRIES_MAX = 8
-# Classes of SQLSTATE that say "not now": connection, resources, rollback, object in use, shutting down.
-_PASSING = ("08", "40", "53", "55", "57")
 
 
 @dataclasses.dataclass(slots=True)
@@ -89,7 +85,9 @@ class Engine:
             return result
         try:
             await self._publish(committed)
-        except (DBAPIError, OSError, TimeoutError, PoolTimeout) as error:
+        except Exception as error:
+            if not is_passing(error):
+                raise
             # What is owed could not be marked: the messages must come again, or the reaper must look.
             log.warning("the database does not answer (%s): a batch of %d comes again", error, len(arrivals))
             result.redeliver.extend(arrival for arrival in arrivals if arrival.message)
@@ -97,8 +95,13 @@ class Engine:
 
     async def look(self, limit: int) -> int:
         """The reaper's batch: what is due or owed, oldest first. How many it looked at."""
-        async with self._store.batch() as batch:
-            ids = await batch.due(limit)
+        try:
+            async with self._store.batch() as batch:
+                ids = await batch.due(limit)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            raise _unavailable(error) from error
         if not ids:
             return 0
         result = await self.process([Arrival(saga_id, None) for saga_id in ids])
@@ -112,12 +115,12 @@ class Engine:
             try:
                 return await self._commit(arrivals)
             except Exception as error:  # told apart here: the database's state, or this batch's own fault
-                if not _is_passing(error):
+                if not is_passing(error):
                     if len({arrival.saga_id for arrival in arrivals}) == 1:
                         return await self._poisonous(arrivals, error)
                     break
                 if attempt == RETRIES_MAX:
-                    raise StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}") from error
+                    raise _unavailable(error) from error
                 await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))
         return await self._commit_each(arrivals)
 
@@ -281,12 +284,8 @@ class Engine:
             await self._store.settle(settled)
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether the same batch may go through later: the database was away, or two transactions met."""
-    if isinstance(error, DBAPIError):
-        state = getattr(error.orig, "sqlstate", None)
-        return error.connection_invalidated or state is None or state.startswith(_PASSING)
-    return isinstance(error, OSError | TimeoutError | PoolTimeout)
+def _unavailable(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}")
 
 
 def _taken(arrival: Arrival) -> Rejection:

@@ -28,6 +28,7 @@ from watership.messages import (
 from watership.service import Supervised, patiently
 from watership.settings import Settings
 from watership_orchestrator.admin import Admin, operated
+from watership_orchestrator.database import check_database
 from watership_orchestrator.engine import BatchResult, Engine
 from watership_orchestrator.inbox import Inbox
 from watership_orchestrator.judgement import Arrival
@@ -62,6 +63,7 @@ class Orchestrator:
 
     async def start(self) -> None:
         """Connects, declares the namespace's exchanges and queues, and consumes."""
+        await patiently(self.name, lambda: check_database(self._database))
         await patiently(self.name, self._bus.open)
         await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
         prefetch = self._settings.prefetch

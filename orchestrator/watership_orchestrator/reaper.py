@@ -15,6 +15,7 @@ from watership.bus.topology import Topology
 from watership.errors import StoreUnavailable
 from watership.service import patiently
 from watership.settings import Settings
+from watership_orchestrator.database import check_database
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.plans import PlanBook
 from watership_orchestrator.store import Store
@@ -36,6 +37,7 @@ class Reaper:
 
     async def start(self) -> None:
         """Connects. It consumes nothing."""
+        await patiently(self.name, lambda: check_database(self._database))
         await patiently(self.name, self._bus.open)
         await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
 

@@ -186,3 +186,27 @@ async def test_sigterm_drains_and_loses_nothing(system: System) -> None:
     await system.until("status IN ('COMPLETED', 'COMPENSATED')", len(orders), timeout_s=60)
     await check_ended_right(system, orders)
     assert await system.ledger.fetchval("SELECT max(runs) FROM effect") == 1, "a drained worker ran a step twice"
+
+
+@pytest.mark.parametrize("away", ["WATERSHIP_BROKER_URL", "WATERSHIP_DATABASE_URL"])
+async def test_a_service_waits_for_what_is_down_says_so_and_stops_when_told(system: System, away: str) -> None:
+    nobody = {
+        "WATERSHIP_BROKER_URL": "amqp://guest:secret@127.0.0.1:1/",
+        "WATERSHIP_DATABASE_URL": "postgresql+asyncpg://postgres:secret@127.0.0.1:1/orders",
+    }
+    environment = {"WATERSHIP_BROKER_URL": system.broker_url, "WATERSHIP_DATABASE_URL": system.database_url}
+    environment[away] = nobody[away]
+    process = system.processes.watership("orchestrator", env=environment, name="waiting")
+    await process.line(r"127\.0\.0\.1:1.*trying again in .* \(attempt 2\)")
+    assert await asyncio.to_thread(process.stop) == 0, process.output
+    assert "secret" not in process.output
+    assert "Traceback" not in process.output
+
+
+async def test_a_database_that_is_not_migrated_is_one_sentence(system: System) -> None:
+    await system.ledger.execute("DROP TABLE watership_saga CASCADE")
+    environment = {"WATERSHIP_BROKER_URL": system.broker_url, "WATERSHIP_DATABASE_URL": system.database_url}
+    process = system.processes.watership("orchestrator", env=environment, name="unready")
+    assert await asyncio.to_thread(process.wait) == 1
+    assert "watership db upgrade" in process.output
+    assert "Traceback" not in process.output

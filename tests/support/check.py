@@ -11,7 +11,8 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 # The slow ones first: they decide how long it takes.
 CHECKS = {
-    "pytest": ["pytest", "-m", "not servers", "-q", "--durations=5"],
+    # Programs as processes (tests/acceptance) are for `make test`: they take minutes.
+    "pytest": ["pytest", "-m", "not servers", "-q", "--durations=5", "--ignore=tests/acceptance"],
     "mypy": ["mypy"],
     "import-linter": ["lint-imports", "--no-logo"],
     "ruff": ["ruff", "check"],

@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import asyncpg
-import pika  # type: ignore[import-untyped]
-import pika.exceptions  # type: ignore[import-untyped]
+import pika
+import pika.exceptions
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 
-import pika  # type: ignore[import-untyped]
+import pika
 
 from tests.support import broker_admin
 from tests.support.endpoints import RABBITMQ, Unavailable, connect_postgresql, connect_rabbitmq, run, version

@@ -17,7 +17,7 @@ from watership.bus.rabbit import RabbitBus
 from watership.messages import StartSaga, WireMessage
 from watership.service import Service
 from watership.settings import Settings
-from watership_orchestrator.commands.serve import open_database
+from watership_orchestrator.database import open_database
 from watership_orchestrator.orchestrator import Orchestrator
 from watership_orchestrator.reaper import Reaper
 from watership_worker import Worker
