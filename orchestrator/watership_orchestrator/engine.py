@@ -295,7 +295,7 @@ def _taken(arrival: Arrival) -> Rejection:
 
 def _owed_reason(item: Outgoing, fate: Fate) -> str:
     if fate is Fate.RETURNED:
-        return f"{RETURNED}: no queue is bound to {item.message.routing_key}"
+        return f"{RETURNED}: no worker has ever served its step, no queue is bound to {item.message.routing_key}"
     return f"{fate}: the broker did not confirm {item.message.routing_key}"
 
 

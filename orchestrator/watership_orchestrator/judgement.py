@@ -26,7 +26,7 @@ PLAN_LOOK_MS = 5_000
 PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
-UNCONFIRMED_YET = "decided without a message, not yet confirmed as sent"
+UNCONFIRMED_YET = "unconfirmed: decided without a message, not yet confirmed as sent"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Plans:
         return self.newest.get(start.saga)
 
     def of(self, state: SagaState) -> Plan | None:
-        """The plan that a saga is pinned to, or may be pinned to now."""
+        """The plan that a saga is pinned to (law 7), or may be pinned to now."""
         if state.plan_hash is not None:
             return self.by_hash.get(state.plan_hash)
         return self.newest.get(state.name)
@@ -77,6 +77,11 @@ def awaited_commands(state: SagaState) -> frozenset[SendCommand]:
         for name, action, action_state in state.active_actions()
         if action_state.phase is Phase.AWAITED
     )
+
+
+def _is_unsent(owed_reason: str | None) -> bool:
+    """Whether what is owed was certainly never delivered."""
+    return owed_reason is not None and owed_reason.partition(":")[0] == RETURNED
 
 
 class NeedsHistory(Exception):
@@ -126,7 +131,7 @@ class Judgement:
         if state is None:
             return []
         awaited = [c for c in self.commands if state.awaits(c.step, c.action, c.attempt)]
-        if state.status is Status.COMPENSATING:  # law 3
+        if state.status is Status.COMPENSATING:  # law 3: one that was to be sent again, and then the saga turned
             awaited = [c for c in awaited if c.action is Action.COMPENSATE]
         return sorted(awaited, key=lambda c: (c.step, c.action))
 
@@ -209,6 +214,7 @@ class _Judge:
         plan_hash = plan.hash if plan is not None else start.plan
         self._follow(plan, e.SagaStarted(start.saga, start.context, plan_hash, look_again_at_ms), "start")
 
+    # Law 11: the same id and input is the same saga; anything else is a conflict.
     def _start_again(self, arrival: Arrival, start: StartSaga, state: SagaState, input_hash: str) -> None:
         if state.name != start.saga or self.it.input_hash != input_hash:
             what = f"a saga {state.name}" if state.name != start.saga else "other input"
@@ -294,7 +300,7 @@ class _Judge:
             return
         plan = self.plans.of(state)
         if self.it.owed_before is not None:
-            unsent = self.it.owed_before.startswith(RETURNED)
+            unsent = _is_unsent(self.it.owed_before)
             for command in sorted(awaited_commands(state), key=lambda command: command.step):
                 again = e.DispatchRepeated(command.step, command.action, command.attempt, unsent)
                 self._follow(plan, again, "owed")
@@ -357,7 +363,7 @@ class _Judge:
         if state is None or state.status is not Status.COMPENSATING:
             return
         unsent = set(self.decided_now)
-        if (self.it.owed_before or "").startswith(RETURNED):
+        if _is_unsent(self.it.owed_before):
             unsent |= self.it.awaited_before
         for command in unsent:
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):

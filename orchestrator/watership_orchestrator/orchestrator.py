@@ -25,7 +25,7 @@ from watership.messages import (
     WireMessage,
     read,
 )
-from watership.service import Supervised, patiently
+from watership.service import Tasks, patiently
 from watership.settings import Settings
 from watership_orchestrator.admin import Admin, operated
 from watership_orchestrator.database import check_database
@@ -40,6 +40,7 @@ log = logging.getLogger("watership.orchestrator")
 
 STORE_RETRY_S = 1.0
 LOCKED_RETRY_S = 0.01
+REDELIVER_PAUSE_S = 0.1
 
 
 class Orchestrator:
@@ -56,7 +57,7 @@ class Orchestrator:
         self._admin = Admin(database, settings.namespace)
         self._inbox = Inbox()
         self._subscriptions: list[Subscription] = []
-        self._aside = Supervised()
+        self._aside = Tasks()
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.Task[None] | None = None
@@ -130,6 +131,8 @@ class Orchestrator:
         again = [arrivals[id(arrival)][1] for arrival in result.again]
         open_ids.difference_update(id(arrival) for arrival in result.again)
         self._inbox.put_back(again, replies_queue=self._topology.queue_name("replies"))
+        if result.redeliver:
+            await asyncio.sleep(REDELIVER_PAUSE_S)  # what could not be published, or is a newer orchestrator's
         for arrival in result.redeliver:
             if id(arrival) in open_ids:
                 open_ids.discard(id(arrival))
@@ -226,7 +229,7 @@ class Orchestrator:
             body = await self._admin.read(message)
         except Exception as error:
             log.exception("an operator's %s failed", message.verb)
-            body = AdminAnswer(code="error", error=f"{message.verb} failed: {type(error).__name__}: {error}")
+            body = AdminAnswer(code=StoreUnavailable.code, error=f"{message.verb}: {type(error).__name__}: {error}")
         await self._answer_and_ack(delivery, body)
 
     async def _answer_and_ack(self, delivery: Delivery, body: AdminAnswer) -> None:

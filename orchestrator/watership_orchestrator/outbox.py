@@ -35,9 +35,11 @@ def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> 
         for command in judgement.commands_to_send()
         if plan is not None
     ]
-    for notice in dict.fromkeys(_key(notice) for notice in judgement.notices):
-        effect = next(effect for effect in judgement.notices if _key(effect) == notice)
-        outgoing.extend(_notices(judgement, state, effect, topology))
+    distinct: dict[tuple[str, int], Effect] = {}
+    for notice in judgement.notices:
+        distinct.setdefault(_key(notice), notice)
+    for notice in distinct.values():
+        outgoing.extend(_notices(judgement, state, notice, topology))
     outgoing.extend(_known(judgement, state.seq, reply_to) for reply_to in judgement.known_to)
     return outgoing
 
@@ -97,7 +99,7 @@ def _command(
         action=command.action,
         attempt=command.attempt,
         generation=generation,
-        idempotency_key=f"{judgement.saga_id}:{command.step}:{command.action}:{generation}",
+        idempotency_key=state.key_of(command.step, command.action),
         timeout_ms=step.timeout_ms,
         context=state.context,
         breaker=breaker,

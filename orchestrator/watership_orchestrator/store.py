@@ -111,7 +111,8 @@ _BACK_OFF = sa.text(
 )
 
 OWED_LOOK_MS = 10_000
-RETURNED = "returned: no worker has ever served its step"
+# An owed row's reason begins with a code; words for people follow after a colon.
+RETURNED = "returned"  # no queue took it: certainly never sent
 
 
 @dataclasses.dataclass(slots=True)
@@ -165,10 +166,8 @@ class Batch:
         self._connection = connection
         self._namespace = namespace
         self.now_ms = 0
-        self.statements = 0
 
     async def _run(self, statement: sa.TextClause, **values: Any) -> sa.CursorResult[Any]:
-        self.statements += 1
         return await self._connection.execute(statement, values)
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
@@ -189,7 +188,7 @@ class Batch:
         return {row.saga_id: row.namespace == self._namespace and row.driver == "orchestrator" for row in rows}
 
     async def due(self, limit: int) -> list[uuid.UUID]:
-        """Locks and names what must be looked at now, oldest first."""
+        """What must be looked at now, oldest first; what somebody is at is passed over."""
         rows = await self._run(_DUE, namespace=self._namespace, limit=limit)
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 

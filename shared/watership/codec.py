@@ -1,4 +1,4 @@
-"""Bytes to JSON and back, with limits. The only importer of orjson.
+"""Bytes to JSON and back, with limits (law 10). The only importer of orjson.
 
 What some store or reader would refuse or silently change is refused here, by the field's name: NaN and infinity (not
 JSON), NUL and lone surrogates (Postgres refuses them), integers over 64 bits (orjson rounds them), keys that are not
@@ -40,7 +40,7 @@ def loads(body: bytes | str) -> Any:
 def decode(body: bytes, *, what: str, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
     """Reads JSON from elsewhere. Raises `LimitExceeded` or `InvalidPayload`; ``what`` names it in the message."""
     if len(body) > bytes_max:
-        raise LimitExceeded(f"{what}: its size in bytes", value=len(body), limit=bytes_max, setting="message_bytes_max")
+        raise LimitExceeded(f"{what}: its size in bytes", value=len(body), limit=bytes_max)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -59,7 +59,7 @@ def encode_context(context: Mapping[str, Any], *, what: str, bytes_max: int = CO
     check(context, what=what)
     body = orjson.dumps(context)
     if len(body) > bytes_max:
-        raise LimitExceeded(f"{what}: its size in bytes", value=len(body), limit=bytes_max, setting="context_bytes_max")
+        raise LimitExceeded(f"{what}: its size in bytes", value=len(body), limit=bytes_max)
     return body
 
 

@@ -52,13 +52,14 @@ class ConfigurationError(WatershipError):
 
 
 class LimitExceeded(WatershipError, ValueError):
-    """A value crossed a limit. Names the limit, the value and the setting that moves it."""
+    """A value crossed a limit. Names the limit, the value, and the setting that moves it where there is one."""
 
     code = "limit_exceeded"
 
-    def __init__(self, what: str, *, value: int, limit: int, setting: str) -> None:
+    def __init__(self, what: str, *, value: int, limit: int, setting: str | None = None) -> None:
         self.what, self.value, self.limit, self.setting = what, value, limit, setting
-        super().__init__(f"{what} is {value}, the limit is {limit}; the setting is {setting}")
+        moved_by = f"the setting is {setting}" if setting else "this version has no setting for it"
+        super().__init__(f"{what} is {value}, the limit is {limit}; {moved_by}")
 
 
 class InvalidPayload(WatershipError, ValueError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -37,14 +36,9 @@ class Command:
     step: str
     action: Action
     attempt: int
-    generation: int
+    idempotency_key: str
     context: Mapping[str, Any]
     timeout_ms: int
-
-    @property
-    def idempotency_key(self) -> str:
-        """The same for every attempt and redelivery; a new generation only when an undo must be done again."""
-        return f"{self.saga_id}:{self.step}:{self.action}:{self.generation}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,10 +90,10 @@ async def execute(command: Command, hands: Hands) -> Execution:
 async def _execute(run: str, command: Command, hands: Hands) -> Execution:
     try:
         context = _build_context(command, hands)
+        shape = shape_of(type(context))
+        before = shape.dump(context)
     except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet, so it failed
         return _failed(run, command, error, Outcome.FAILED)
-    shape = shape_of(type(context))
-    before = shape.dump(context)
     try:
         value = await _run_handler(command, hands, context)
     except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
@@ -227,8 +221,3 @@ def _failed(
     )
     error.add_note(f"in {command.action} of step {command.step}, saga {command.saga} {command.saga_id}")
     return Execution(run, outcome, patch, failure=failure, error=error)
-
-
-def traceback_lines(error: BaseException) -> list[str]:
-    """The traceback as lines, for logs."""
-    return traceback.format_exception(error)

@@ -86,21 +86,26 @@ async def _drain(service: Service, drain_s: float) -> None:
         log.warning("%s: not everything was finished within %g s; the broker delivers it again", service.name, drain_s)
 
 
-class Supervised:
-    """Tasks that belong to one owner: the first that fails fails them all, and all end with their owner."""
+class Tasks:
+    """Tasks that run aside, each on its own. One that fails is logged: nobody else would hear of it."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Starts a task of its own."""
+        """Starts a task."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
 
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed", task.get_name(), exc_info=task.exception())
+
     async def wait(self) -> None:
-        """Waits for what is under way now; their errors are their own."""
+        """Waits for what is under way now."""
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -109,6 +114,3 @@ class Supervised:
         for task in list(self._tasks):
             task.cancel()
         await self.wait()
-
-    def __len__(self) -> int:
-        return len(self._tasks)

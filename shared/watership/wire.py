@@ -28,6 +28,7 @@ from watership.errors import (
     SagaConflict,
     SagaNotFound,
     StartRejected,
+    StoreUnavailable,
     WatershipError,
 )
 from watership.listening import Listening, end_of, tell
@@ -48,6 +49,7 @@ from watership.messages import (
 from watership.saga.compile import Definition
 from watership.saga.models import shape_of
 from watership.saga.watch import SagaWatch, StepDone
+from watership.service import Tasks
 
 log = logging.getLogger("watership.wire")
 
@@ -59,10 +61,11 @@ LOOK_EVERY_S = 1.0
 LOOKS_AT_ONCE_MAX = 20
 FIND_EVERY_S = 0.25
 MOVING_VERBS = (AdminVerb.RETRY, AdminVerb.COMPENSATE)
-LISTENING_MAX = 2_000
+REPLIES_PREFETCH = 2_000
 
 _ERRORS: dict[str, type[WatershipError]] = {
-    cls.code: cls for cls in (SagaConflict, SagaNotFound, InvalidPayload, OperationRefused, StartRejected)
+    cls.code: cls
+    for cls in (SagaConflict, SagaNotFound, InvalidPayload, OperationRefused, StartRejected, StoreUnavailable)
 }
 
 
@@ -78,10 +81,10 @@ class Wire:
         self._sagas: dict[uuid.UUID, Listening] = {}
         self._questions: dict[str, asyncio.Future[AdminAnswer]] = {}
         self._registered: set[str] = set()
-        self._keeping: dict[str, asyncio.Future[None]] = {}
+        self._keeping: dict[str, asyncio.Future[tuple[str, ...]]] = {}
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._opening: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     # --- connecting
 
@@ -95,13 +98,8 @@ class Wire:
         await self._bus.open()
         await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
         await self._bus.declare_reply_queue(self._replies)
-        await self._bus.consume(self._replies, prefetch=LISTENING_MAX, on_delivery=self._on_delivery)
-        self._begin(self._look_at_silent(), "silence")
-
-    def _begin(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=f"wire {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._bus.consume(self._replies, prefetch=REPLIES_PREFETCH, on_delivery=self._on_delivery)
+        self._tasks.begin(self._look_at_silent(), name="silence")
 
     def used_by(self, user: object) -> None:
         """``user`` counts as using this connection until it says `left_by`, or is gone."""
@@ -114,9 +112,7 @@ class Wire:
 
     async def close(self) -> None:
         """Stops listening and closes the connection. Sagas go on."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         await self._bus.close()
         for listening in self._sagas.values():
             listening.watch.failed(WatershipError("the mediator was closed; the saga goes on"))
@@ -189,21 +185,27 @@ class Wire:
         kept = self._keeping.get(plan.hash)
         if kept is None:
             kept = self._keeping[plan.hash] = asyncio.get_running_loop().create_future()
-            await self._bus.publish([message])
+            (fate,) = await self._bus.publish([message])
+            if fate is not Fate.CONFIRMED:
+                del self._keeping[plan.hash]
+                raise BrokerUnavailable(
+                    f"the broker did not take the plan of saga {plan.saga} ({fate}); start it again"
+                )
         try:
             async with asyncio.timeout(REGISTER_WITHIN_S):
-                await asyncio.shield(kept)
-        except TimeoutError:  # no orchestrator runs just now: the start is kept, and its saga waits for the plan
+                refused = await asyncio.shield(kept)
+        except TimeoutError:  # no orchestrator runs just now: both are kept, and the saga starts when one runs
             log.info("no orchestrator answered within %g s; the saga starts when one runs", REGISTER_WITHIN_S)
+            refused = ()
         self._keeping.pop(plan.hash, None)
+        if refused:
+            raise StartRejected(f"the orchestrator refused the plan of saga {plan.saga}: {'; '.join(refused)}")
         self._registered.add(plan.hash)
 
     def _on_registered(self, delivery: Delivery, answer: RegisterAnswer) -> None:
-        for sentence in answer.refused:
-            log.error("refused: %s", sentence)
         kept = self._keeping.get(delivery.correlation_id or "")
         if kept is not None and not kept.done():
-            kept.set_result(None)
+            kept.set_result(answer.refused)
 
     # --- listening
 
@@ -239,7 +241,7 @@ class Wire:
         if listening.end_only:
             return
         if not listening.is_next(message.step):
-            self._begin(self._read_log(listening), "gap")
+            self._tasks.begin(self._read_log(listening), name="gap")
             return
         listening.watch.step_done(StepDone(message.seq, message.step, message.response, message.patch or {}, None))
 
@@ -249,7 +251,7 @@ class Wire:
             return
         listening.heard_at_s = time.monotonic()
         if not listening.saw_all(message):
-            self._begin(self._read_log(listening), "gap")
+            self._tasks.begin(self._read_log(listening), name="gap")
             return
         self._sagas.pop(message.saga_id, None)
         listening.watch.ended(end_of(message))
@@ -258,7 +260,7 @@ class Wire:
         """It was started before, by somebody else or long ago: we are told nothing, so we ask."""
         listening = self._sagas.pop(message.saga_id, None)
         if listening is not None:
-            self._begin(self._poll(listening.watch, at_once=True), f"known {message.saga_id}")
+            self._tasks.begin(self._poll(listening.watch, at_once=True), name=f"known {message.saga_id}")
 
     async def _look_at_silent(self) -> None:
         """Level-triggered: whatever was not heard for a while is read from the log."""
@@ -275,8 +277,9 @@ class Wire:
         listening.heard_at_s = time.monotonic()
         try:
             found = await self.ask(AdminVerb.SHOW, saga_id=saga_id)
-        except (SagaNotFound, BrokerUnavailable):
-            return  # not judged yet, or nobody there to ask: the next look asks again
+        except WatershipError as error:  # not judged yet, nobody there to ask, no database: the next look asks again
+            log.debug("saga %s: %s; asking again", saga_id, error)
+            return
         tell(listening.watch, found)
         if listening.watch.over:
             self._sagas.pop(saga_id, None)
@@ -291,7 +294,7 @@ class Wire:
         watch = SagaWatch(saga_id)
         tell(watch, found)
         if not watch.over:
-            self._begin(self._poll(watch), f"find {saga_id}")
+            self._tasks.begin(self._poll(watch), name=f"find {saga_id}")
         return watch
 
     async def _poll(self, watch: SagaWatch, *, at_once: bool = False) -> None:
@@ -301,10 +304,10 @@ class Wire:
             wait_s = min(max(wait_s, FIND_EVERY_S) * 1.5, 2.0)
             try:
                 tell(watch, await self.ask(AdminVerb.SHOW, saga_id=watch.saga_id))
-            except BrokerUnavailable as error:
-                log.warning("saga %s: %s; asking again", watch.saga_id, error)
             except SagaNotFound as error:
                 watch.failed(error)
+            except WatershipError as error:
+                log.warning("saga %s: %s; asking again", watch.saga_id, error)
 
     # --- asking
 

@@ -38,7 +38,8 @@ def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def do(handler: type[SagaStepHandler[Any, Any]], action: Action = Action.ACT, **order: Any) -> Execution:
-    command = Command(SAGA_ID, "OrderSaga", handler.__name__, action, 1, 1, {**ORDER, **order}, 5_000)
+    key = f"{SAGA_ID}:{handler.__name__}:{action}:1"
+    command = Command(SAGA_ID, "OrderSaga", handler.__name__, action, 1, key, {**ORDER, **order}, 5_000)
     return await execute(command, Hands(handler, declared_types(handler)[0], PlainContainer()))
 
 

@@ -48,7 +48,7 @@ async def ran(
             return await body(context)
 
     data = {"order_id": "o-1", "total": 1.0, "lines": ["a"], "of_others": 7} if context is None else context
-    command = Command(SAGA_ID, "OrderSaga", "Charge", action, 2, 1, data, timeout_ms)
+    command = Command(SAGA_ID, "OrderSaga", "Charge", action, 2, f"{SAGA_ID}:Charge:{action}:1", data, timeout_ms)
     return await execute(command, Hands(Charge, Order, PlainContainer()))
 
 
@@ -156,7 +156,7 @@ async def test_a_wrong_return_type_is_unknown(value: Any) -> None:
         ("total", float("inf"), "inf"),
         ("order_id", "a\0b", "NUL"),
         ("order_id", "\ud800", "surrogate"),
-        ("order_id", "x" * 300_000, "context_bytes_max"),
+        ("order_id", "x" * 300_000, "the limit is 262144"),
         ("order_id", object(), "order_id|object|str"),
         ("total", "much", "total|str"),
     ],
@@ -189,3 +189,22 @@ async def test_a_context_that_does_not_fit_fails_since_nothing_ran() -> None:
     assert failed.outcome is Outcome.FAILED
     assert failed.failure is not None
     assert "not a Order: order_id" in failed.failure.message
+
+
+async def test_a_context_that_cannot_be_made_fails_before_anything_ran() -> None:
+    """Whatever is wrong with the context, the command gets an outcome: one without any would never be acknowledged."""
+
+    @dataclasses.dataclass
+    class Misdeclared(SagaContext):
+        order_id: str
+        count: int = "many"  # type: ignore[assignment]  # the mistake
+
+    class Never(SagaStepHandler[Misdeclared, None]):
+        async def act(self, context: Misdeclared) -> None:
+            raise AssertionError("it must not run")
+
+    command = Command(SAGA_ID, "OrderSaga", "Never", Action.ACT, 1, "key", {"order_id": "1"}, 1_000)
+    for build in (None, dict):
+        failed = await execute(command, Hands(Never, Misdeclared, PlainContainer(), build_context=build))
+        assert failed.outcome is Outcome.FAILED
+        assert failed.failure is not None

@@ -364,3 +364,49 @@ def test_commands_to_send_never_has_an_act_on_the_way_back() -> None:
     it = Row().batch(start(), admin(AdminVerb.COMPENSATE))
     it.commands.add(SendCommand("A", Action.ACT, 1))
     assert it.commands_to_send() == []
+
+
+def test_an_undo_that_is_done_again_has_a_new_generation_of_its_key() -> None:
+    row = Row()
+    row.batch(start(), reply("A"), reply("B", "failed"), reply("A", action=Action.COMPENSATE))
+    it = row.batch(reply("A", run="another"))
+    (command,) = [item.message for item in messages_of(it, PLAN, TOPOLOGY) if item.message.type == "step-command"]
+    assert command.message_id == f"{SAGA_ID}:A:compensate:2:2"
+    assert f'"idempotency_key":"{SAGA_ID}:A:compensate:2"' in command.body.decode()
+    assert '"generation":2' in command.body.decode()
+
+
+def test_what_is_owed_stays_owed_when_another_message_moves_the_saga() -> None:
+    plan = Plan("OrderSaga", (FallbackPlan(step("P"), step("F")),))
+    row = Row(plan)
+    row.batch(start(), reply("P", "failed"))
+    row.owes("unconfirmed: the link broke")
+    it = row.batch(reply("P", run="late"))
+    assert sent(it) == ["compensate P 1"], "the late primary is undone"
+    assert it.owed_reason() == "unconfirmed: the link broke", "and the fallback's act is still to be sent"
+    row.owes("unconfirmed: the link broke")
+    assert row.batch(reply("F")).owed_reason() is not None, "one reply says nothing of the other command"
+    row.owes("unconfirmed: the link broke")
+    assert row.batch(reply("P", action=Action.COMPENSATE)).owed_reason() is None, "its reply says that it was sent"
+
+
+def test_an_act_that_no_queue_took_is_withdrawn_at_the_turn() -> None:
+    row = Row()
+    row.batch(start(), reply("A"))
+    row.owes(f"{RETURNED}: no queue is bound to step.B")
+    assert sent(row.batch(admin(AdminVerb.COMPENSATE))) == ["compensate A 1"]
+    waiting = Row()
+    waiting.batch(start(), reply("A"))
+    waiting.owes("unconfirmed: it may have been delivered")
+    assert sent(waiting.batch(admin(AdminVerb.COMPENSATE))) == [], "B may be acting: its outcome comes first"
+
+
+def test_an_act_that_was_to_be_sent_again_is_not_after_the_turn() -> None:
+    """Law 3: its first delivery may be running, so it is awaited; but nothing sends it after CompensationBegan."""
+    row = Row()
+    row.batch(start())
+    it = row.batch(Arrival(SAGA_ID, start(), redelivered=True), admin(AdminVerb.COMPENSATE))
+    assert it.state is not None
+    assert it.state.status is Status.COMPENSATING
+    assert sent(it) == []
+    assert it.state.awaits("A", Action.ACT, 1)

@@ -145,7 +145,7 @@ def test_a_cancelled_saga_waits_for_the_act_under_way(given: Any) -> None:
     story = given(*ABC.nodes).started().when_done("A").when_cancelled("wrong address").expect_no_command()
     story.when_done("B").expect_compensate("B").when_done("B").expect_compensate("A").when_done("A")
     story.expect_status("COMPENSATED")
-    assert story.state.failure.code == "cancelled"
+    assert story.state.failure.code == "saga_cancelled"
     story = given(*ABC.nodes).started().when_cancelled().when_failed("A").expect_status("COMPENSATED")
 
 

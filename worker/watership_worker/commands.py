@@ -51,7 +51,7 @@ def load_worker(target: str) -> Worker:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is not None and module_name.startswith(error.name):
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigurationError(f"there is no module {module_name} to import from here") from error
         raise ConfigurationError(f"{module_name} cannot be imported: {error}") from error
     found = getattr(module, name, None)

@@ -15,7 +15,7 @@ from watership.bus.topology import Topology
 from watership.errors import ConfigurationError, InvalidPayload, LimitExceeded
 from watership.execution import Command, Execution, execute
 from watership.messages import ErrorOnWire, RegisterAnswer, RegisterWorker, ReplyOutcome, StepCommand, StepReply, read
-from watership.service import Supervised, patiently
+from watership.service import Tasks, patiently
 from watership.settings import Settings
 from watership_worker.replier import Replier
 from watership_worker.worker import Worker
@@ -34,7 +34,7 @@ class Consumer:
         self._topology = Topology(settings.namespace)
         self._answers = f"{settings.namespace}.worker.{uuid.uuid4().hex}"
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._runs = Supervised()
+        self._runs = Tasks()
         self._replier = Replier(bus)
         self._acks = Acks(bus)
         self._subscriptions: list[Subscription] = []
@@ -137,7 +137,7 @@ class Consumer:
                 step=command.step,
                 action=command.action,
                 attempt=command.attempt,
-                generation=command.generation,
+                idempotency_key=command.idempotency_key,
                 context=command.context,
                 timeout_ms=command.timeout_ms,
             ),
@@ -172,16 +172,15 @@ def _trace(delivery: Delivery) -> dict[str, str]:
 
 
 def _not_served(command: StepCommand, delivery: Delivery) -> StepReply:
-    """This worker ran nothing; if the command was delivered before, another one may have."""
+    """This worker ran nothing; if the command was delivered before, another one may have: the machine keeps the doubt."""
     error = ErrorOnWire(code="not_served", type_name="NotServed", message=f"no handler for step {command.step} here")
-    outcome = ReplyOutcome.UNKNOWN if delivery.redelivered else ReplyOutcome.NOT_SERVED
     return StepReply(
         saga_id=command.saga_id,
         step=command.step,
         action=command.action,
         attempt=command.attempt,
         run=secrets.token_hex(8),
-        outcome=outcome,
+        outcome=ReplyOutcome.NOT_SERVED,
         error=error,
         redelivered=delivery.redelivered,
     )

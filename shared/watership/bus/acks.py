@@ -26,8 +26,3 @@ class Acks:
         while self._ready:
             batch, self._ready = self._ready, []
             await self._bus.ack(batch)
-
-    async def finish(self) -> None:
-        """Waits until all are acknowledged."""
-        if self._flushing is not None:
-            await asyncio.gather(self._flushing, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A broker in memory that keeps the bus's contract: for tests, and for the simulation.
+"""A broker in memory that keeps the bus's contract: for tests, and in one process.
 
 It is deterministic: no clock, no thread, no chance, and a delivery is handed over within the call that makes it
 possible. So it cannot know time: a message's expiration is ignored.

@@ -79,6 +79,7 @@ def _forward_fallback(d: Decision, node: FallbackPlan) -> bool:
 
 
 def _backward(d: Decision) -> None:
+    """Law 4: from the last node to the first, each only when the one after it is done compensating."""
     for node in reversed(d.nodes):
         for step in reversed(members(node)):
             state = d.state.peek(step.name)

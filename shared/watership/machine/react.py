@@ -339,7 +339,7 @@ def _compensate_requested(d: Decision, event: e.CompensateRequested) -> None:
         return
     d.record(c.Operated(event.actor, "compensate", event.reason))
     _unpark(d)
-    turn_around(d, Failure("cancelled", "SagaCancelled", f"compensated by {event.actor}: {event.reason}"))
+    turn_around(d, Failure("saga_cancelled", "SagaCancelled", f"compensated by {event.actor}: {event.reason}"))
 
 
 _REACTIONS: dict[type[e.Event], Callable[[Decision, Any], None]] = {

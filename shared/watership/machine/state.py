@@ -18,7 +18,7 @@ class Status(StrEnum):
     COMPLETED = "COMPLETED"
     COMPENSATING = "COMPENSATING"
     COMPENSATED = "COMPENSATED"
-    FAILED = "FAILED"  # an operator abandoned it
+    FAILED = "FAILED"  # reserved for an operator's abandon: nothing sets it in 0.1
 
     @property
     def terminal(self) -> bool:
@@ -60,6 +60,11 @@ class Phase(StrEnum):
     DELAYED = "delayed"  # to be dispatched at `due_at_ms`
     STOPPED = "stopped"  # out of attempts; a person or a compensation goes on from here
     SETTLED = "settled"  # over: `outcome` stands
+
+
+def idempotency_key(saga_id: object, step: str, action: Action, generation: int) -> str:
+    """The same for every attempt and redelivery; a new generation only when an undo must be done again."""
+    return f"{saga_id}:{step}:{action}:{generation}"
 
 
 @dataclasses.dataclass(slots=True)
@@ -166,6 +171,11 @@ class SagaState:
             self.plan_due_at_ms,
             self.plan_looks,
         )
+
+    def key_of(self, step: str, action: Action) -> str:
+        """The idempotency key of an action as it stands: an act has one generation, a compensation may have more."""
+        generation = self.steps[step].generation if action is Action.COMPENSATE else 1
+        return idempotency_key(self.saga_id, step, action, generation)
 
     def step(self, name: str) -> StepState:
         """The state of a step, made on first touch."""

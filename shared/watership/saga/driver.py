@@ -98,7 +98,6 @@ class Drive:
         self.watch = SagaWatch(saga_id)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start: Start | None = None
-        self.recovered_backward = False
         self._storage = seat.storage
         self._keeper = seat.keeper
         self._clock = seat.clock
@@ -112,6 +111,7 @@ class Drive:
         self._inbox: list[e.Event] = []
         self._wake = asyncio.Event()
         self._stopping = False
+        self._execution: Execution | None = None  # what ran last, until the watchers are told
 
     # --- what others may ask of it
 
@@ -209,6 +209,7 @@ class Drive:
             await self._clock.wait(self._wake, timeout_ms=max(wait_ms, 1))
         return None
 
+    # Law 11: the same id and input is the same saga; anything else is a conflict.
     def _check_same(self, record: SagaRecord, start: Start | None) -> None:
         if start is None:
             return
@@ -220,6 +221,7 @@ class Drive:
             )
 
     async def _take_over(self, lease: Lease) -> None:
+        """Goes on where another process stopped, on the plan that the saga began with (law 7)."""
         record = await self._storage.load(self.saga_id)
         assert record is not None, "its lease was just taken"
         self._state = record.state
@@ -302,7 +304,7 @@ class Drive:
             step=name,
             action=action,
             attempt=state.attempt,
-            generation=self._state.step(name).generation if action is Action.COMPENSATE else 1,
+            idempotency_key=self._state.key_of(name, action),
             context=self._state.context,
             timeout_ms=self._plan.by_name[name].timeout_ms,
         )
@@ -312,8 +314,6 @@ class Drive:
             name, action, state.attempt, done.run, done.outcome, done.patch, done.response, done.failure
         )
         return reply, f"reply:{name}:{action}:{state.attempt}:{done.run}"
-
-    _execution: Execution | None = None
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._clock_offset_ms

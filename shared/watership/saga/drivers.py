@@ -130,6 +130,9 @@ class Drivers:
 
     async def close(self) -> None:
         """Stops recovery; lets every saga go after the step that runs now, at most `DRAIN_S` seconds."""
+        of_loop = _per_loop.get(asyncio.get_running_loop(), {})
+        if of_loop.get(self.storage.key) is self:
+            del of_loop[self.storage.key]  # first: whoever comes now gets drives of their own
         if self._recovery is not None:
             self._recovery.cancel()
             self._recovery = None
@@ -143,9 +146,6 @@ class Drivers:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._seat.keeper is not None:
             self._seat.keeper.stop()
-        of_loop = _per_loop.get(asyncio.get_running_loop(), {})
-        if of_loop.get(self.storage.key) is self:
-            del of_loop[self.storage.key]
         await self.storage.close()
 
 

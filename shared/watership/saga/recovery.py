@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from watership.saga.saga import Saga
 
 
+class _User:
+    """One call: the store's drives are let go with the last one that uses them."""
+
+
 async def recover_saga(
     saga: Saga[Any] | type[Saga[Any]],
     saga_id: uuid.UUID,
@@ -46,8 +50,13 @@ async def recover_saga(
     parked = record.state.parked_reason is not None
     retry = e.RetryRequested("recover_saga", "recover_saga was called for it") if parked else None
     job = Job(definition, as_container(container), build)
-    drive = await drivers_for(storage).join(job, saga_id, request=retry)
-    end = await drive.watch.end()
+    drivers, user = drivers_for(storage), _User()
+    drivers.used_by(user)
+    try:
+        drive = await drivers.join(job, saga_id, request=retry)
+        end = await drive.watch.end()
+    finally:
+        await drivers.left_by(user)
     error = end.exception(saga_id)
     if error is None:
         return

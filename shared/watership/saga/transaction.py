@@ -82,6 +82,13 @@ class SagaTransaction(Generic[ContextT]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            await self._leave(error)
+        finally:
+            if self._drivers is not None:
+                await self._drivers.left_by(self)
+
+    async def _leave(self, error: BaseException | None) -> None:
         drive = self._entered()
         over = drive.watch.over
         if not over and error is not None:

@@ -43,7 +43,7 @@ class SagaEnd:
             return None
         original = self.error
         if original is None and self.failure is not None:
-            if self.failure.code == SagaCancelled.code or self.failure.type_name == "SagaCancelled":
+            if self.failure.code == SagaCancelled.code:
                 original = SagaCancelled(f"saga {self.name} {saga_id} was {self.failure.message}")
             else:
                 original = step_error_for(self.failure.code, self.failure.type_name, self.failure.message)
