@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from watership import codec
 from watership.errors import OperationRefused, SagaNotFound
 from watership.machine.changes import change_to_data
 from watership.messages import AdminAnswer, AdminRequest, AdminVerb
@@ -17,6 +18,8 @@ from watership.saga.storage.views import saga_view, summary_view
 from watership_orchestrator.judgement import Judgement
 
 LOG_ENTRIES_MAX = 5_000
+LOG_BYTES_MAX = 524_288  # an answer is one message, and has a context beside the log
+_PAYLOADS = ("patch", "response", "context")
 
 
 class Admin:
@@ -34,6 +37,8 @@ class Admin:
         found = await self._show(request.saga_id)
         if found is None:
             return AdminAnswer(code=SagaNotFound.code, error=f"no saga has the id {request.saga_id}")
+        if len(codec.dumps(found["log"])) > LOG_BYTES_MAX:
+            found["log"] = [_without_payloads(entry) for entry in found["log"]]
         return AdminAnswer(data=found)
 
     async def _list(self, request: AdminRequest) -> list[dict[str, Any]]:
@@ -69,6 +74,15 @@ class Admin:
             for entry in entries
         ]
         return saga_view(dict(row), log)
+
+
+def _without_payloads(entry: dict[str, Any]) -> dict[str, Any]:
+    """A log entry whose changes tell what happened, and not with which data: that is in the saga's context."""
+    changes = [
+        {key: ({} if key == "context" else None) if key in _PAYLOADS else value for key, value in change.items()}
+        for change in entry["changes"]
+    ]
+    return {**entry, "changes": changes}
 
 
 def operated(refusal: str | None, judgement: Judgement | None) -> AdminAnswer:

@@ -22,9 +22,9 @@ from watership.messages import AdminRequest, StartSaga
 from watership_orchestrator.database import is_passing
 from watership_orchestrator.judgement import Arrival, Judgement, NeedsHistory, Plans, Rejection, judge
 from watership_orchestrator.outbox import Outgoing, messages_of, rejection_message
+from watership_orchestrator.owed import is_in_doubt, returned_reason
 from watership_orchestrator.plans import PlanBook
 from watership_orchestrator.store import (
-    RETURNED,
     Batch,
     ChangedRow,
     LedgerLine,
@@ -37,6 +37,7 @@ log = logging.getLogger("watership.orchestrator")
 
 PUBLISH_WINDOW_S = 5.0
 OWED_RETRY_MS = 5_000
+POISON_LOOK_MS = 60_000
 RETRIES_MAX = 8
 
 
@@ -59,6 +60,7 @@ class _Committed:
     judgements: list[Judgement]
     plans: Plans
     result: BatchResult
+    began_s: float  # by the monotonic clock
 
 
 class Engine:
@@ -72,17 +74,20 @@ class Engine:
 
     async def process(self, arrivals: Sequence[Arrival]) -> BatchResult:
         """Judges, commits, publishes. On return, each arrival that the result does not name may be acknowledged."""
-        started_s, generation = time.monotonic(), self._bus.generation
-        committed = await self._commit_or_split(arrivals)
+        generation = self._bus.generation
+        try:
+            committed = await self._commit_or_split(arrivals)
+        except StoreUnavailable:
+            for arrival in arrivals:  # some of it may have been committed, and nobody was told
+                arrival.in_doubt = True
+            raise
         result = committed.result
-        late = time.monotonic() - started_s > PUBLISH_WINDOW_S or self._bus.generation != generation
+        late = time.monotonic() - committed.began_s > PUBLISH_WINDOW_S or self._bus.generation != generation
         if late:  # law 3: a process that was stopped publishes nothing old
             log.warning(
-                "a batch of %d was committed too long ago, or its channel is gone: not published", len(arrivals)
+                "a batch of %d was committed too long ago, or its channel is gone: it comes again", len(arrivals)
             )
-            redeliver = {judgement.saga_id for judgement in committed.judgements if judgement.moved}
-            result.redeliver.extend(arrival for arrival in arrivals if arrival.saga_id in redeliver and arrival.message)
-            return result
+            return _all_again(arrivals)
         try:
             await self._publish(committed)
         except Exception as error:
@@ -90,7 +95,10 @@ class Engine:
                 raise
             # What is owed could not be marked: the messages must come again, or the reaper must look.
             log.warning("the database does not answer (%s): a batch of %d comes again", error, len(arrivals))
-            result.redeliver.extend(arrival for arrival in arrivals if arrival.message)
+            return _all_again(arrivals)
+        # Only the broker can bring a message again as redelivered: what is in doubt must not lose that.
+        result.redeliver.extend(arrival for arrival in result.again if arrival.in_doubt)
+        result.again = [arrival for arrival in result.again if not arrival.in_doubt]
         return result
 
     async def look(self, limit: int) -> int:
@@ -119,6 +127,8 @@ class Engine:
                     if len({arrival.saga_id for arrival in arrivals}) == 1:
                         return await self._poisonous(arrivals, error)
                     break
+                for arrival in arrivals:
+                    arrival.in_doubt = True
                 if attempt == RETRIES_MAX:
                     raise _unavailable(error) from error
                 await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))
@@ -131,6 +141,7 @@ class Engine:
             if whole is None:
                 whole = one
                 continue
+            whole.began_s = min(whole.began_s, one.began_s)
             whole.judgements.extend(one.judgements)
             whole.result.again.extend(one.result.again)
             whole.result.redeliver.extend(one.result.redeliver)
@@ -143,7 +154,12 @@ class Engine:
     async def _poisonous(self, arrivals: Sequence[Arrival], error: Exception) -> _Committed:
         saga_id = arrivals[0].saga_id
         log.error("saga %s: what arrived for it cannot be judged", saga_id, exc_info=error)
-        await self._store.back_off([saga_id], back_off_ms=60_000)
+        try:
+            await self._store.back_off([saga_id], back_off_ms=POISON_LOOK_MS)
+        except Exception as unavailable:
+            if not is_passing(unavailable):
+                raise
+            raise _unavailable(unavailable) from error
         result = BatchResult()
         for arrival in arrivals:
             reason = f"saga {saga_id}: {type(error).__name__}: {error}"
@@ -151,10 +167,10 @@ class Engine:
                 result.refusals[id(arrival)] = reason
             elif arrival.message is not None:
                 result.rejections.append(Rejection(arrival, "poisonous", reason))
-        return _Committed([], await self._plans.get((), ()), result)
+        return _Committed([], await self._plans.get((), ()), result, time.monotonic())
 
     async def _commit(self, arrivals: Sequence[Arrival]) -> _Committed:
-        by_saga = _by_saga(arrivals)
+        by_saga, began_s = _by_saga(arrivals), time.monotonic()
         result = BatchResult()
         async with self._store.batch() as batch:
             stored = await batch.lock(by_saga)
@@ -169,7 +185,7 @@ class Engine:
             result.rejections.extend(judgement.rejections)
             result.refusals.update(judgement.refusals)
             result.states[judgement.saga_id] = judgement
-        return _Committed(judgements, plans, result)
+        return _Committed(judgements, plans, result, began_s)
 
     async def _elsewhere(
         self,
@@ -262,26 +278,45 @@ class Engine:
         for judgement in committed.judgements:
             plan = committed.plans.of(judgement.state) if judgement.state is not None else None
             outgoing.extend(messages_of(judgement, plan, self._topology))
-        answers = [rejection_message(rejection) for rejection in committed.result.rejections]
+        rejections = committed.result.rejections
+        answers = {index: rejection_message(rejection) for index, rejection in enumerate(rejections)}
+        told = {index: message for index, message in answers.items() if message is not None}
         messages: list[Message] = [item.message for item in outgoing]
-        messages.extend(message for message in answers if message is not None)
+        messages.extend(told.values())
         fates = await self._bus.publish(messages) if messages else []
-        await self._settle(committed.judgements, outgoing, fates)
+        untold = {index for index, fate in zip(told, fates[len(outgoing) :], strict=True) if fate is not Fate.CONFIRMED}
+        committed.result.redeliver.extend(rejections[index].arrival for index in untold)
+        await self._settle(committed.judgements, list(zip(outgoing, fates, strict=False)))
 
-    async def _settle(self, judgements: list[Judgement], outgoing: list[Outgoing], fates: list[Fate]) -> None:
+    async def _settle(self, judgements: list[Judgement], sent: list[tuple[Outgoing, Fate]]) -> None:
         """Marks what is not confirmed as owed, and what was owed and is confirmed now as settled."""
         seqs = {j.saga_id: j.state.seq for j in judgements if j.state is not None}
         owing: dict[uuid.UUID, str] = {}
-        for item, fate in zip(outgoing, fates, strict=False):
-            if item.required and fate is not Fate.CONFIRMED:
+        for item, fate in sent:
+            if item.required and fate is not Fate.CONFIRMED and not is_in_doubt(owing.get(item.saga_id)):
                 owing[item.saga_id] = _owed_reason(item, fate)
         if owing:
             lines = [(saga_id, seqs[saga_id], reason) for saga_id, reason in owing.items()]
             await self._store.owe(lines, wake_in_ms=OWED_RETRY_MS)
-        settled = [(j.saga_id, seqs[j.saga_id]) for j in judgements if j.looked and j.saga_id not in owing]
-        settled = [line for line in settled if line[0] in seqs]
+        settled = [
+            (j.saga_id, seqs[j.saga_id])
+            for j in judgements
+            if j.looked and (j.moved or j.owed_before is not None) and j.saga_id in seqs and j.saga_id not in owing
+        ]
         if settled:
             await self._store.settle(settled)
+
+
+def _all_again(arrivals: Sequence[Arrival]) -> BatchResult:
+    """Nothing was sent: every message must come again, to be known, and to send what followed from it."""
+    return BatchResult(redeliver=[arrival for arrival in arrivals if arrival.message is not None])
+
+
+def _owed_reason(item: Outgoing, fate: Fate) -> str:
+    key = item.message.routing_key
+    if fate is Fate.RETURNED and item.command is not None:
+        return returned_reason(item.command, f"no worker has ever served its step, no queue is bound to {key}")
+    return f"{fate}: the broker did not confirm {key}"
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:
@@ -291,12 +326,6 @@ def _unavailable(error: Exception) -> StoreUnavailable:
 def _taken(arrival: Arrival) -> Rejection:
     reason = f"the id {arrival.saga_id} is taken by a saga of another namespace, or by one that runs embedded"
     return Rejection(arrival, SagaConflict.code, reason)
-
-
-def _owed_reason(item: Outgoing, fate: Fate) -> str:
-    if fate is Fate.RETURNED:
-        return f"{RETURNED}: no worker has ever served its step, no queue is bound to {item.message.routing_key}"
-    return f"{fate}: the broker did not confirm {item.message.routing_key}"
 
 
 def _by_saga(arrivals: Iterable[Arrival]) -> dict[uuid.UUID, list[Arrival]]:

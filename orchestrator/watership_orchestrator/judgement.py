@@ -11,33 +11,44 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from watership import codec
-from watership.errors import InvalidPayload, SagaConflict
+from watership.errors import InvalidPayload, LimitExceeded, SagaConflict
 from watership.machine import events as e
 from watership.machine.changes import Dispatched
 from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendCommand, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
-from watership.machine.state import Action, Outcome, Phase, SagaState, Status
-from watership.messages import AdminRequest, AdminVerb, ReplyOutcome, StartSaga, StepReply
+from watership.machine.state import Action, Outcome, SagaState, Status
+from watership.messages import AdminRequest, AdminVerb, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
 from watership.saga.storage.protocol import LogEntry
-from watership_orchestrator.store import RETURNED, StoredSaga
+from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_unsent
+from watership_orchestrator.store import StoredSaga
 
 PLAN_LOOK_MS = 5_000
 PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
-UNCONFIRMED_YET = "unconfirmed: decided without a message, not yet confirmed as sent"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Arrival:
-    """One thing to decide on. ``message`` None: the reaper's look. ``redelivered``: it was delivered to us before."""
+    """One thing to decide on. ``message`` None: the reaper's look.
+
+    ``redelivered``: it was delivered to us before. ``in_doubt``: it was judged before, in a transaction of which nobody
+    knows whether it was committed. Either way, what follows from it may be on record already, and never sent.
+    """
 
     saga_id: uuid.UUID
     message: StartSaga | StepReply | AdminRequest | None
     redelivered: bool = False
     reply_to: str | None = None
     traceparent: str | None = None
+    message_id: str | None = None
+    in_doubt: bool = False
+
+    @property
+    def again(self) -> bool:
+        """It may have been judged before."""
+        return self.redelivered or self.in_doubt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,18 +81,20 @@ class Plans:
         return self.newest.get(state.name)
 
 
-def awaited_commands(state: SagaState) -> frozenset[SendCommand]:
-    """The commands whose replies a saga awaits."""
-    return frozenset(
-        SendCommand(name, action, action_state.attempt)
-        for name, action, action_state in state.active_actions()
-        if action_state.phase is Phase.AWAITED
+def _within_limits(state: SagaState, reply: StepReply) -> StepReply:
+    """A reply whose patch takes the context over its limit: the step may have acted, and its changes cannot be kept."""
+    if not reply.patch:
+        return reply
+    size = len(codec.dumps({**state.context, **reply.patch}))
+    if size <= codec.CONTEXT_BYTES_MAX:
+        return reply
+    over = LimitExceeded(
+        f"saga {reply.saga_id}, step {reply.step}: the context's size in bytes",
+        value=size,
+        limit=codec.CONTEXT_BYTES_MAX,
     )
-
-
-def _is_unsent(owed_reason: str | None) -> bool:
-    """Whether what is owed was certainly never delivered."""
-    return owed_reason is not None and owed_reason.partition(":")[0] == RETURNED
+    error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
+    return reply.model_copy(update={"outcome": ReplyOutcome.UNKNOWN, "patch": None, "response": None, "error": error})
 
 
 class NeedsHistory(Exception):
@@ -223,7 +236,7 @@ class _Judge:
             return
         if arrival.reply_to is not None:
             self.it.known_to.append(arrival.reply_to)
-        if arrival.redelivered and not self.it.is_new:
+        if arrival.again and not self.it.is_new:
             self._owed_again("start")
 
     # --- replies
@@ -244,9 +257,10 @@ class _Judge:
         if not state.awaits(reply.step, reply.action, reply.attempt):
             known = self._knows(cause)
             if known:
-                if arrival.redelivered:
+                if arrival.again:
                     self._owed_again(cause)
                 return
+        reply = _within_limits(state, reply)
         failure = reply.error.failure(reply.step) if reply.error is not None else None
         event_ = e.StepReplied(
             reply.step,
@@ -295,20 +309,20 @@ class _Judge:
         self.it.looked = True
         if state is None:
             return
-        if state.status is Status.PENDING:
-            self._look_for_plan(state)
-            return
         plan = self.plans.of(state)
         if self.it.owed_before is not None:
-            unsent = _is_unsent(self.it.owed_before)
-            for command in sorted(awaited_commands(state), key=lambda command: command.step):
-                again = e.DispatchRepeated(command.step, command.action, command.attempt, unsent)
+            for command in sorted(awaited_commands(state), key=lambda command: (command.step, command.action)):
+                unsent = is_unsent(self.it.owed_before, command)
+                again = e.DispatchRepeated(command.step, command.action, command.attempt, unsent, NOT_SERVED_MAX)
                 self._follow(plan, again, "owed")
             if state.parked_reason is not None:
                 self.it.notices.append(NotifyParked(state.seq, state.parked_reason))
             elif state.status.terminal:
                 self.it.notices.append(NotifyEnd(state.seq, state.status))
-        self._follow(plan, e.TimePassed(), "time")
+        if state.status is Status.PENDING:
+            self._look_for_plan(state)
+        else:
+            self._follow(plan, e.TimePassed(), "time")
 
     def _look_for_plan(self, state: SagaState) -> None:
         plan = self.plans.of(state)
@@ -331,9 +345,13 @@ class _Judge:
         if state is None:
             self.it.refusals[id(arrival)] = f"no saga has the id {request.saga_id}"
             return
+        cause = f"admin:{request.verb}:{arrival.message_id}"
+        if arrival.again and arrival.message_id is not None and self._knows(cause):
+            self._owed_again(cause)
+            return
         kind = e.RetryRequested if request.verb is AdminVerb.RETRY else e.CompensateRequested
         event = kind(request.actor or "unknown", request.reason, request.seq)
-        reaction = self._follow(self.plans.of(state), event, f"admin:{request.verb}")
+        reaction = self._follow(self.plans.of(state), event, cause)
         if reaction.refused is not None:
             self.it.refusals[id(arrival)] = reaction.refused
 
@@ -363,8 +381,9 @@ class _Judge:
         if state is None or state.status is not Status.COMPENSATING:
             return
         unsent = set(self.decided_now)
-        if _is_unsent(self.it.owed_before):
-            unsent |= self.it.awaited_before
+        owed = self.it.owed_before
+        if owed is not None:
+            unsent.update(command for command in self.it.awaited_before if is_unsent(owed, command))
         for command in unsent:
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)

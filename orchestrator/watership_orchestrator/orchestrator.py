@@ -175,6 +175,7 @@ class Orchestrator:
             message,
             redelivered=delivery.redelivered,
             reply_to=delivery.reply_to,
+            message_id=delivery.message_id,
             traceparent=trace if isinstance(trace, str) and len(trace) <= 64 else None,
         )
 
@@ -200,8 +201,9 @@ class Orchestrator:
             await self._refuse(delivery, error)
             return
         except Exception:
-            log.exception("a worker's announcement could not be kept; it announces itself again")
-            await self._bus.ack([delivery])
+            log.exception("an announcement could not be kept; it comes again")
+            await asyncio.sleep(STORE_RETRY_S)
+            await self._bus.reject(delivery, requeue=True)
             return
         for sentence in refused:
             log.warning("refused: %s", sentence)

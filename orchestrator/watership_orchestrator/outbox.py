@@ -23,6 +23,7 @@ class Outgoing:
     saga_id: uuid.UUID
     message: Message
     required: bool
+    command: SendCommand | None = None
 
 
 def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> list[Outgoing]:
@@ -31,7 +32,7 @@ def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> 
     if state is None:
         return []
     outgoing = [
-        Outgoing(judgement.saga_id, _command(judgement, state, plan, command, topology), required=True)
+        Outgoing(judgement.saga_id, _command(judgement, state, plan, command, topology), True, command)
         for command in judgement.commands_to_send()
         if plan is not None
     ]
@@ -118,29 +119,38 @@ def _command(
 
 
 def _notices(judgement: Judgement, state: SagaState, effect: Effect, topology: Topology) -> Sequence[Outgoing]:
-    body: SagaProgress | SagaEnded
     if isinstance(effect, NotifyStep):
         if judgement.reply_to is None:
             return ()
-        body = SagaProgress(
+        progress = SagaProgress(
             saga_id=judgement.saga_id,
             seq=effect.seq,
             step=effect.step,
             response=effect.response,
             patch=effect.patch,
         )
-    elif isinstance(effect, NotifyEnd | NotifyParked):
-        body = ended(judgement.saga_id, state, effect.seq)
-    else:
+        return (_to_watcher(judgement, progress, effect.seq, judgement.reply_to),)
+    if not isinstance(effect, NotifyEnd | NotifyParked) or not _still_true(state, effect):
         return ()
-    message_id = f"{judgement.saga_id}:{effect.seq}:{body.kind}"
-    outgoing = []
+    body = ended(judgement.saga_id, state, effect.seq)
+    event = _event(body, f"{judgement.saga_id}:{effect.seq}:{body.kind}", topology)
+    outgoing = [Outgoing(judgement.saga_id, event, required=True)]
     if judgement.reply_to is not None:
-        to_watcher = answer(body, judgement.reply_to, message_id=message_id, correlation_id=str(judgement.saga_id))
-        outgoing.append(Outgoing(judgement.saga_id, to_watcher, required=False))
-    if isinstance(body, SagaEnded):
-        outgoing.append(Outgoing(judgement.saga_id, _event(body, message_id, topology), required=True))
+        outgoing.insert(0, _to_watcher(judgement, body, effect.seq, judgement.reply_to))
     return outgoing
+
+
+def _to_watcher(judgement: Judgement, body: SagaProgress | SagaEnded, seq: int, reply_to: str) -> Outgoing:
+    message_id = f"{judgement.saga_id}:{seq}:{body.kind}"
+    message = answer(body, reply_to, message_id=message_id, correlation_id=str(judgement.saga_id))
+    return Outgoing(judgement.saga_id, message, required=False)
+
+
+def _still_true(state: SagaState, effect: NotifyEnd | NotifyParked) -> bool:
+    """An end that the same batch, or one since, overtook is not told: what comes after it will be."""
+    if isinstance(effect, NotifyEnd):
+        return state.status is effect.status
+    return state.parked_reason is not None
 
 
 def ended(saga_id: uuid.UUID, state: SagaState, seq: int) -> SagaEnded:

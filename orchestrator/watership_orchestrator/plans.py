@@ -24,6 +24,7 @@ from watership.saga.storage.schema import handler_table, plan_table, saga_table
 from watership_orchestrator.judgement import Plans
 
 NEWEST_FRESH_S = 1.0
+NEWEST_MAX = 10_000
 HANDLER_ALIVE_MS = 180_000
 
 
@@ -68,6 +69,8 @@ class PlanBook:
         )
         async with self._engine.connect() as connection:
             rows = (await connection.execute(query)).all()
+        if len(self._newest) > NEWEST_MAX:  # names come from anybody: what nobody registered must not pile up
+            self._newest.clear()
         for name in names:
             self._newest[name] = _Newest(None, now_s)
         for row in rows:

@@ -41,7 +41,7 @@ _EXISTING = sa.text("SELECT saga_id, namespace, driver FROM watership_saga WHERE
 _CLOCK = sa.text(f"SELECT {_NOW_MS}")
 _DUE = sa.text(
     "SELECT saga_id FROM watership_saga WHERE namespace = :namespace AND driver = 'orchestrator' "  # noqa: S608
-    f"AND wake_at_ms <= {_NOW_MS} ORDER BY wake_at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
+    f"AND wake_at_ms <= {_NOW_MS} AND machine_version <= CAST(:version AS int) ORDER BY wake_at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
 )
 _INSERT = sa.text(
     "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "
@@ -111,8 +111,6 @@ _BACK_OFF = sa.text(
 )
 
 OWED_LOOK_MS = 10_000
-# An owed row's reason begins with a code; words for people follow after a colon.
-RETURNED = "returned"  # no queue took it: certainly never sent
 
 
 @dataclasses.dataclass(slots=True)
@@ -189,7 +187,7 @@ class Batch:
 
     async def due(self, limit: int) -> list[uuid.UUID]:
         """What must be looked at now, oldest first; what somebody is at is passed over."""
-        rows = await self._run(_DUE, namespace=self._namespace, limit=limit)
+        rows = await self._run(_DUE, namespace=self._namespace, limit=limit, version=MACHINE_VERSION)
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:

@@ -19,6 +19,7 @@ import orjson
 from watership.errors import InvalidPayload, LimitExceeded
 
 CONTEXT_BYTES_MAX = 262_144
+RESPONSE_BYTES_MAX = 262_144
 MESSAGE_BYTES_MAX = 1_048_576
 DEPTH_MAX = 100
 
@@ -60,6 +61,15 @@ def encode_context(context: Mapping[str, Any], *, what: str, bytes_max: int = CO
     body = orjson.dumps(context)
     if len(body) > bytes_max:
         raise LimitExceeded(f"{what}: its size in bytes", value=len(body), limit=bytes_max)
+    return body
+
+
+def encode_response(response: Any, *, what: str) -> bytes:
+    """A step's response as JSON, checked like a context: a reply must fit into a message with both."""
+    check(response, what=what)
+    body = orjson.dumps(response)
+    if len(body) > RESPONSE_BYTES_MAX:
+        raise LimitExceeded(f"{what}: its size in bytes", value=len(body), limit=RESPONSE_BYTES_MAX)
     return body
 
 

@@ -25,6 +25,7 @@ from watership.saga.models import Shape, patch_between, shape_of
 from watership.saga.step import SagaStepResult, StepRun, _current
 
 ERROR_MESSAGE_MAX = 2_000
+CODE_MAX = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ async def execute(command: Command, hands: Hands) -> Execution:
     )
     try:
         return await _execute(run, command, hands)
+    except Exception as error:  # noqa: BLE001 - whatever is left: without an outcome, a command is never acknowledged
+        return _failed(run, command, error, Outcome.UNKNOWN)
     finally:
         _current.reset(token)
 
@@ -98,7 +101,7 @@ async def _execute(run: str, command: Command, hands: Hands) -> Execution:
         value = await _run_handler(command, hands, context)
     except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
         outcome = Outcome.UNKNOWN if isinstance(error, OutcomeUnknown | TimeoutError) else Outcome.FAILED
-        patch = _patch_if_possible(shape, before, context) if outcome is Outcome.UNKNOWN else None
+        patch = _patch_if_possible(command, shape, before, context) if outcome is Outcome.UNKNOWN else None
         return _failed(run, command, error, outcome, patch)
     # From here the handler has run: whatever is wrong with what it left behind, it may have had its effect.
     patch = None
@@ -153,13 +156,13 @@ def _checked_patch(command: Command, shape: Shape[Any], before: dict[str, Any], 
     return patch
 
 
-def _patch_if_possible(shape: Shape[Any], before: dict[str, Any], context: Any) -> dict[str, Any] | None:
+def _patch_if_possible(
+    command: Command, shape: Shape[Any], before: dict[str, Any], context: Any
+) -> dict[str, Any] | None:
     try:
-        patch = patch_between(before, shape.dump(context))
-        codec.check(patch, what="context")
-    except InvalidPayload:
+        return _checked_patch(command, shape, before, context) or None
+    except (InvalidPayload, LimitExceeded):
         return None
-    return patch or None
 
 
 def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[Any, Any]:
@@ -184,7 +187,7 @@ def _response_to_data(command: Command, result: SagaStepResult[Any, Any]) -> Any
             data = _adapter_of(type(response)).dump_python(response, mode="json")
         except (pydantic.errors.PydanticUserError, ValueError, TypeError) as error:
             raise TypeError(f"the response of step {command.step} cannot be written as JSON: {error}") from error
-    codec.check(data, what=f"saga {command.saga_id}, step {command.step}: the response")
+    codec.encode_response(data, what=f"saga {command.saga_id}, step {command.step}: the response")
     return data
 
 
@@ -211,13 +214,21 @@ def response_from_data(declared: Any, data: Any) -> Any:
 def _failed(
     run: str, command: Command, error: Exception, outcome: Outcome, patch: dict[str, Any] | None = None
 ) -> Execution:
-    message = str(error).replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:ERROR_MESSAGE_MAX]
     failure = Failure(
-        code=error_code(type(error)),
-        type_name=type(error).__name__,
-        message=message,
-        lineage=error_lineage(type(error)),
+        code=str(error_code(type(error)))[:CODE_MAX],
+        type_name=type(error).__name__[:CODE_MAX],
+        message=_words(error),
+        lineage=tuple(str(code)[:CODE_MAX] for code in error_lineage(type(error))),
         step=command.step,
     )
     error.add_note(f"in {command.action} of step {command.step}, saga {command.saga} {command.saga_id}")
     return Execution(run, outcome, patch, failure=failure, error=error)
+
+
+def _words(error: Exception) -> str:
+    """The error's message, as it can be stored. An exception's own ``__str__`` may fail as well."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - see above
+        text = "its message cannot be read"
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:ERROR_MESSAGE_MAX]

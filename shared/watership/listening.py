@@ -9,18 +9,22 @@ from watership.machine.changes import change_from_data, failure_from_data
 from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan, members
 from watership.machine.state import Status
-from watership.messages import SagaEnded
+from watership.messages import SagaEnded, StartSaga
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
 
 @dataclasses.dataclass(slots=True)
 class Listening:
-    """One saga that this process watches. ``plan`` None: it is not known here. ``end_only``: steps do not matter."""
+    """One saga that this process watches. ``plan`` None: it is not known here. ``end_only``: steps do not matter.
+
+    ``start``: what it was started with, to be sent again if nobody has heard of it.
+    """
 
     watch: SagaWatch
     plan: Plan | None
     heard_at_s: float
     end_only: bool = False
+    start: StartSaga | None = None
 
     def is_next(self, step: str) -> bool:
         """Whether this step follows what was seen, so that nothing was missed."""

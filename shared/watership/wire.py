@@ -82,6 +82,8 @@ class Wire:
         self._questions: dict[str, asyncio.Future[AdminAnswer]] = {}
         self._registered: set[str] = set()
         self._keeping: dict[str, asyncio.Future[tuple[str, ...]]] = {}
+        self._wait_until_s = 0.0
+        self._is_connected = False
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._opening: asyncio.Task[None] | None = None
         self._tasks = Tasks()
@@ -95,7 +97,9 @@ class Wire:
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
-        await self._bus.open()
+        if not self._is_connected:
+            await self._bus.open()
+            self._is_connected = True
         await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
         await self._bus.declare_reply_queue(self._replies)
         await self._bus.consume(self._replies, prefetch=REPLIES_PREFETCH, on_delivery=self._on_delivery)
@@ -135,7 +139,7 @@ class Wire:
         await self.open()
         listening = self._sagas.get(body.saga_id)
         if listening is None or listening.watch.over:
-            listening = Listening(SagaWatch(body.saga_id), plan, time.monotonic(), end_only)
+            listening = Listening(SagaWatch(body.saga_id), plan, time.monotonic(), end_only, body)
             self._sagas[body.saga_id] = listening
         try:
             await self.publish_start(body)
@@ -185,18 +189,17 @@ class Wire:
         kept = self._keeping.get(plan.hash)
         if kept is None:
             kept = self._keeping[plan.hash] = asyncio.get_running_loop().create_future()
-            (fate,) = await self._bus.publish([message])
-            if fate is not Fate.CONFIRMED:
-                del self._keeping[plan.hash]
-                raise BrokerUnavailable(
-                    f"the broker did not take the plan of saga {plan.saga} ({fate}); start it again"
-                )
+            self._wait_until_s = time.monotonic() + REGISTER_WITHIN_S
+        (fate,) = await self._bus.publish([message])
+        if fate is not Fate.CONFIRMED:
+            raise BrokerUnavailable(f"the broker did not take the plan of saga {plan.saga} ({fate}); start it again")
         try:
-            async with asyncio.timeout(REGISTER_WITHIN_S):
+            # Only the first saga waits: without an orchestrator, starts are kept all the same, and wait for it.
+            async with asyncio.timeout(max(0.0, self._wait_until_s - time.monotonic())):
                 refused = await asyncio.shield(kept)
-        except TimeoutError:  # no orchestrator runs just now: both are kept, and the saga starts when one runs
-            log.info("no orchestrator answered within %g s; the saga starts when one runs", REGISTER_WITHIN_S)
-            refused = ()
+        except TimeoutError:
+            log.info("no orchestrator answers; saga %s starts when one runs", plan.saga)
+            return
         self._keeping.pop(plan.hash, None)
         if refused:
             raise StartRejected(f"the orchestrator refused the plan of saga {plan.saga}: {'; '.join(refused)}")
@@ -228,8 +231,9 @@ class Wire:
             self._on_end(message)
         elif isinstance(message, SagaKnown):
             self._on_known(message)
-        elif isinstance(message, SagaRejected) and message.saga_id is not None:
-            listening = self._sagas.pop(message.saga_id, None)
+        elif isinstance(message, SagaRejected):
+            refused = message.saga_id or _saga_id(delivery.correlation_id)
+            listening = self._sagas.pop(refused, None) if refused is not None else None
             if listening is not None:
                 listening.watch.failed(_ERRORS.get(message.code, StartRejected)(message.reason))
 
@@ -270,19 +274,32 @@ class Wire:
             silent = [listening for listening in self._sagas.values() if listening.heard_at_s < silent_since_s]
             silent.sort(key=lambda listening: listening.heard_at_s)
             for listening in silent[:LOOKS_AT_ONCE_MAX]:
-                await self._read_log(listening)
+                try:
+                    await self._read_log(listening)
+                except Exception:  # one saga's trouble must not end the watch over all others
+                    log.exception("saga %s could not be looked at; looking again", listening.watch.saga_id)
 
     async def _read_log(self, listening: Listening) -> None:
         saga_id = listening.watch.saga_id
         listening.heard_at_s = time.monotonic()
         try:
             found = await self.ask(AdminVerb.SHOW, saga_id=saga_id)
+        except SagaNotFound:
+            if listening.start is not None:  # its start waits in its queue, or was refused and we missed that: either
+                await self._start_again(listening.start)  # way, the same start again gets an answer
+            return
         except WatershipError as error:  # not judged yet, nobody there to ask, no database: the next look asks again
             log.debug("saga %s: %s; asking again", saga_id, error)
             return
         tell(listening.watch, found)
         if listening.watch.over:
             self._sagas.pop(saga_id, None)
+
+    async def _start_again(self, start: StartSaga) -> None:
+        try:
+            await self.publish_start(start)
+        except WatershipError as error:
+            log.debug("saga %s: %s; trying again", start.saga_id, error)
 
     async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Watches a saga that somebody started. Raises `SagaNotFound`."""
@@ -345,3 +362,10 @@ class Wire:
         if answered.error is not None:
             raise _ERRORS.get(answered.code or "", WatershipError)(answered.error)
         return answered.data
+
+
+def _saga_id(correlation_id: str | None) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(correlation_id)
+    except (TypeError, ValueError):
+        return None

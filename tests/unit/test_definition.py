@@ -124,9 +124,9 @@ def test_a_context_must_be_json() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"timeout_s": 0}, "OrderSaga.Bad: timeout_s and queue_within_s must be more than 0"),
-        ({"queue_within_s": -1}, "OrderSaga.Bad: timeout_s and queue_within_s"),
-        ({"retry": RetryPolicy(max_attempts=0)}, "OrderSaga.Bad: retry needs at least 1 attempt"),
+        ({"timeout_s": 0}, "OrderSaga.Bad: timeout_s in ms must be a whole number from 1"),
+        ({"queue_within_s": -1}, "OrderSaga.Bad: queue_within_s in ms must be a whole number from 1"),
+        ({"retry": RetryPolicy(max_attempts=0)}, "OrderSaga.Bad: retry: its attempts must be a whole number from 1"),
         ({"retry": RetryPolicy(delay_s=-1)}, "OrderSaga.Bad: retry"),
         ({"compensation_retry": RetryPolicy(backoff=0.1)}, "OrderSaga.Bad: compensation_retry"),
     ],

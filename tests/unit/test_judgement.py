@@ -3,106 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
 from typing import Any
 
 import pytest
 
-from watership.bus.topology import Topology
-from watership.machine.apply import fold
 from watership.machine.effects import NotifyEnd, NotifyStep, SendCommand
-from watership.machine.plan import BreakerPlan, FallbackPlan, Plan, RetryPlan, StepPlan
+from watership.machine.plan import BreakerPlan, FallbackPlan, Plan, RetryPlan
 from watership.machine.state import Action, Phase, Status
-from watership.messages import AdminRequest, AdminVerb, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
-from watership.saga.storage.protocol import LogEntry
+from watership.messages import AdminVerb
 from watership_orchestrator import judgement as j
-from watership_orchestrator.judgement import Arrival, Judgement, NeedsHistory, Plans, judge
+from watership_orchestrator.judgement import Arrival, Judgement, NeedsHistory
 from watership_orchestrator.outbox import messages_of, rejection_message
-from watership_orchestrator.store import RETURNED, StoredSaga
+from watership_orchestrator.owed import returned_reason
 
-SAGA_ID = uuid.UUID(int=5)
-NOW_MS = 1_000_000
-TOPOLOGY = Topology("test")
-
-
-def step(name: str, **settings: Any) -> StepPlan:
-    return StepPlan(name, queue=f"q-{name}", **settings)
-
-
-PLAN = Plan("OrderSaga", (step("A"), step("B"), step("C")))
-
-
-def plans(*known: Plan, trouble: str | None = None) -> Plans:
-    return Plans({plan.hash: plan for plan in known}, {plan.saga: plan for plan in known}, lambda *_: trouble)
-
-
-def start(context: dict[str, Any] | None = None, **fields: Any) -> StartSaga:
-    return StartSaga(saga=fields.pop("saga", "OrderSaga"), saga_id=SAGA_ID, context=context or {"n": 1}, **fields)
-
-
-def reply(name: str, outcome: str = "done", *, attempt: int = 1, run: str | None = None, **fields: Any) -> StepReply:
-    action = fields.pop("action", Action.ACT)
-    error = ErrorOnWire(code="boom", type_name="Boom", message="boom") if outcome == "failed" else None
-    return StepReply(
-        saga_id=SAGA_ID,
-        step=name,
-        action=action,
-        attempt=attempt,
-        run=run or f"{name}-{action}-{attempt}",
-        outcome=ReplyOutcome(outcome),
-        error=error,
-        **fields,
-    )
-
-
-def admin(verb: AdminVerb, seq: int | None = None) -> AdminRequest:
-    return AdminRequest(verb=verb, saga_id=SAGA_ID, actor="ann", reason="why", seq=seq)
-
-
-class Row:
-    """The saga as the store has it, batch after batch."""
-
-    def __init__(self, plan: Plan = PLAN) -> None:
-        self.plan = plan
-        self.stored: StoredSaga | None = None
-        self.log: list[LogEntry] = []
-        self.now_ms = NOW_MS
-
-    def batch(self, *arrivals: Any, trouble: str | None = None, known: bool = True, history: bool = True) -> Judgement:
-        known_plans = plans(*([self.plan] if known else []), trouble=trouble)
-        wrapped = [one if isinstance(one, Arrival) else Arrival(SAGA_ID, one) for one in arrivals]
-        it = judge(SAGA_ID, self.stored, wrapped, known_plans, self.now_ms, self.log if history else None)
-        if it.moved:
-            assert it.state is not None
-            self.log += it.entries
-            assert [entry.seq for entry in self.log] == list(range(1, len(self.log) + 1))
-            assert fold(str(SAGA_ID), [entry.changes for entry in self.log]) == it.state, "law 8"
-            self.stored = stored_from(it)
-        return it
-
-    def owes(self, reason: str | None) -> None:
-        assert self.stored is not None
-        self.stored = dataclasses.replace(self.stored, owed=True, owed_reason=reason)
-
-
-def stored_from(it: Judgement) -> StoredSaga:
-    assert it.state is not None
-    values: dict[str, Any] = {
-        "saga_id": it.saga_id,
-        "state": it.state,
-        "input_hash": it.input_hash,
-        "reply_to": it.reply_to,
-        "traceparent": it.traceparent,
-        "owed": False,
-        "owed_reason": None,
-    }
-    names = [field.name for field in dataclasses.fields(StoredSaga)]
-    known: dict[str, Any] = {name: values.get(name) for name in names}
-    return StoredSaga(**known)
-
-
-def sent(it: Judgement) -> list[str]:
-    return [f"{command.action} {command.step} {command.attempt}" for command in it.commands_to_send()]
+from tests.support.judging import (
+    NOW_MS,
+    PLAN,
+    SAGA_ID,
+    TOPOLOGY,
+    Row,
+    admin,
+    reply,
+    sent,
+    start,
+    step,
+)
 
 
 def test_a_start_and_its_replies_in_one_batch() -> None:
@@ -245,7 +170,7 @@ def test_the_reaper_sends_what_is_owed() -> None:
     assert it.state.step("A").act.doubtful
     returned = Row()
     returned.batch(start())
-    returned.owes(f"{RETURNED}: no queue")
+    returned.owes(returned_reason(SendCommand("A", Action.ACT, 1), "no queue"))
     it = returned.batch(None)
     assert sent(it) == ["act A 1"]
     assert it.state is not None
@@ -364,49 +289,3 @@ def test_commands_to_send_never_has_an_act_on_the_way_back() -> None:
     it = Row().batch(start(), admin(AdminVerb.COMPENSATE))
     it.commands.add(SendCommand("A", Action.ACT, 1))
     assert it.commands_to_send() == []
-
-
-def test_an_undo_that_is_done_again_has_a_new_generation_of_its_key() -> None:
-    row = Row()
-    row.batch(start(), reply("A"), reply("B", "failed"), reply("A", action=Action.COMPENSATE))
-    it = row.batch(reply("A", run="another"))
-    (command,) = [item.message for item in messages_of(it, PLAN, TOPOLOGY) if item.message.type == "step-command"]
-    assert command.message_id == f"{SAGA_ID}:A:compensate:2:2"
-    assert f'"idempotency_key":"{SAGA_ID}:A:compensate:2"' in command.body.decode()
-    assert '"generation":2' in command.body.decode()
-
-
-def test_what_is_owed_stays_owed_when_another_message_moves_the_saga() -> None:
-    plan = Plan("OrderSaga", (FallbackPlan(step("P"), step("F")),))
-    row = Row(plan)
-    row.batch(start(), reply("P", "failed"))
-    row.owes("unconfirmed: the link broke")
-    it = row.batch(reply("P", run="late"))
-    assert sent(it) == ["compensate P 1"], "the late primary is undone"
-    assert it.owed_reason() == "unconfirmed: the link broke", "and the fallback's act is still to be sent"
-    row.owes("unconfirmed: the link broke")
-    assert row.batch(reply("F")).owed_reason() is not None, "one reply says nothing of the other command"
-    row.owes("unconfirmed: the link broke")
-    assert row.batch(reply("P", action=Action.COMPENSATE)).owed_reason() is None, "its reply says that it was sent"
-
-
-def test_an_act_that_no_queue_took_is_withdrawn_at_the_turn() -> None:
-    row = Row()
-    row.batch(start(), reply("A"))
-    row.owes(f"{RETURNED}: no queue is bound to step.B")
-    assert sent(row.batch(admin(AdminVerb.COMPENSATE))) == ["compensate A 1"]
-    waiting = Row()
-    waiting.batch(start(), reply("A"))
-    waiting.owes("unconfirmed: it may have been delivered")
-    assert sent(waiting.batch(admin(AdminVerb.COMPENSATE))) == [], "B may be acting: its outcome comes first"
-
-
-def test_an_act_that_was_to_be_sent_again_is_not_after_the_turn() -> None:
-    """Law 3: its first delivery may be running, so it is awaited; but nothing sends it after CompensationBegan."""
-    row = Row()
-    row.batch(start())
-    it = row.batch(Arrival(SAGA_ID, start(), redelivered=True), admin(AdminVerb.COMPENSATE))
-    assert it.state is not None
-    assert it.state.status is Status.COMPENSATING
-    assert sent(it) == []
-    assert it.state.awaits("A", Action.ACT, 1)

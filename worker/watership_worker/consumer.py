@@ -119,7 +119,11 @@ class Consumer:
             await self._bus.reject(delivery, requeue=False)
             return
         async with self._slots:
-            reply = await self._run(message, delivery)
+            try:
+                reply = await self._run(message, delivery)
+            except Exception as error:  # without a reply it would be held for ever, and with it a place in the queue
+                log.exception("saga %s: %s of step %s could not be run", message.saga_id, message.action, message.step)
+                reply = _could_not_run(message, error, delivery)
         await self._replier.send(self._message(message, reply, delivery), delivery)
 
     async def _run(self, command: StepCommand, delivery: Delivery) -> StepReply:
@@ -182,6 +186,20 @@ def _not_served(command: StepCommand, delivery: Delivery) -> StepReply:
         run=secrets.token_hex(8),
         outcome=ReplyOutcome.NOT_SERVED,
         error=error,
+        redelivered=delivery.redelivered,
+    )
+
+
+def _could_not_run(command: StepCommand, error: Exception, delivery: Delivery) -> StepReply:
+    on_wire = ErrorOnWire(code="worker_error", type_name=type(error).__name__[:200], message=repr(error)[:2_000])
+    return StepReply(
+        saga_id=command.saga_id,
+        step=command.step,
+        action=command.action,
+        attempt=command.attempt,
+        run=secrets.token_hex(8),
+        outcome=ReplyOutcome.UNKNOWN,
+        error=on_wire,
         redelivered=delivery.redelivered,
     )
 

@@ -64,6 +64,8 @@ def _resent(state: SagaState, change: c.Resent) -> None:
     action = state.step(change.step).of(change.action)
     action.due_at_ms = change.due_at_ms
     action.doubtful = action.doubtful or change.doubtful
+    if not change.doubtful:  # sent again since no queue took it
+        action.refusals += 1
 
 
 def _withdrawn(state: SagaState, change: c.Withdrawn) -> None:

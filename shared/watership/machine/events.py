@@ -87,12 +87,16 @@ class TimePassed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DispatchRepeated:
-    """A command must be sent again. ``unsent``: it is certain that nobody ever got it."""
+    """A command must be sent again. ``unsent``: it is certain that nobody ever got it.
+
+    ``refusals_max``: how often a command that no queue takes is sent before the saga is parked.
+    """
 
     step: str
     action: Action
     attempt: int
     unsent: bool
+    refusals_max: int = 60
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,6 +17,10 @@ from watership.errors import DefinitionError
 
 PLAN_VERSION = 1
 STEPS_MAX = 1_000
+ATTEMPTS_MAX = 1_000_000
+DELAY_MS_MAX = 604_800_000  # seven days
+# RabbitMQ takes a command back that is not acknowledged within 30 minutes: a longer run would be run twice.
+TIMEOUT_MS_MAX = 1_500_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,15 +166,21 @@ def lint(plan: Plan) -> None:
 
 
 def _lint_step(saga: str, step: StepPlan) -> None:
+    where = f"{saga}.{step.name}"
     for label, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
-        numbers = (retry.delay_ms, retry.delay_max_ms, retry.jitter)
-        if retry.attempts_max < 1 or not retry.backoff >= 1.0 or not all(number >= 0 for number in numbers):
-            raise DefinitionError(
-                f"{saga}.{step.name}: {label} needs at least 1 attempt, delays and jitter of 0 or more "
-                f"and a backoff of 1 or more"
-            )
-    if step.timeout_ms < 1 or step.queue_within_ms < 1:
-        raise DefinitionError(f"{saga}.{step.name}: timeout_s and queue_within_s must be more than 0")
+        _lint_number(f"{where}: {label}: its attempts", retry.attempts_max, 1, ATTEMPTS_MAX)
+        _lint_number(f"{where}: {label}: its delay in ms", retry.delay_ms, 0, DELAY_MS_MAX)
+        _lint_number(f"{where}: {label}: its longest delay in ms", retry.delay_max_ms, 0, DELAY_MS_MAX)
+        if not retry.backoff >= 1.0 or not retry.jitter >= 0.0:
+            raise DefinitionError(f"{where}: {label} needs a backoff of 1 or more and a jitter of 0 or more")
+    _lint_number(f"{where}: timeout_s in ms", step.timeout_ms, 1, TIMEOUT_MS_MAX)
+    _lint_number(f"{where}: queue_within_s in ms", step.queue_within_ms, 1, DELAY_MS_MAX)
+
+
+def _lint_number(what: str, value: object, least: int, most: int) -> None:
+    """Plans come from elsewhere, too: a number that the broker or a column cannot take would disturb other sagas."""
+    if type(value) is not int or not least <= value <= most:
+        raise DefinitionError(f"{what} must be a whole number from {least} to {most}, it is {value!r}")
 
 
 def _node_from(data: Mapping[str, Any]) -> Node:

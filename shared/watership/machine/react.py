@@ -196,14 +196,18 @@ def _compensation_ended(d: Decision, event: e.StepReplied, outcome: Outcome) -> 
 def _stale_reply(d: Decision, event: e.StepReplied) -> None:
     d.ledger = f"{event.action} {event.step} attempt {event.attempt} was not awaited"
     state = d.state.peek(event.step)
-    if event.known or event.action is Action.COMPENSATE or event.outcome is Outcome.FAILED or state is None:
+    outcome = event.outcome
+    if outcome is Outcome.FAILED and event.redelivered:
+        outcome = Outcome.UNKNOWN  # as for an awaited one: this run failed, an earlier one may not have
+    if event.known or event.action is Action.COMPENSATE or outcome is Outcome.FAILED or state is None:
         return
     if event.attempt > state.act.attempt:
         return  # never dispatched as far as this log knows: kept for a person to see
     stands = state.act.outcome is Outcome.DONE and state.compensate.phase is Phase.IDLE
     if stands and not passed_over(d, event.step):
         return  # it ran twice; the saga wants it done, and it is
-    d.record(c.LateAct(event.step, event.attempt, event.run, event.outcome, event.patch))
+    patch = event.patch if event.outcome is not Outcome.FAILED else None
+    d.record(c.LateAct(event.step, event.attempt, event.run, outcome, patch))
     d.ledger += ": merged, and undone"
     _undo_late(d, event.step)
 
@@ -226,12 +230,14 @@ def _step_not_served(d: Decision, event: e.StepNotServed) -> None:
     if event.action is Action.ACT and d.state.status is Status.COMPENSATING:
         go_on(d)  # it will not be sent again: dropped
     elif action.refusals >= event.refusals_max:
-        d.record(
-            c.Parked(
-                f"no worker serves step {event.step}: its queue's workers refused it {action.refusals} times; "
-                f"start a worker that has it, then `watership retry {d.state.saga_id}` (embedded: recover_saga)"
-            )
-        )
+        d.record(c.Parked(_not_served(d, event.step, f"its queue's workers refused it {action.refusals} times")))
+
+
+def _not_served(d: Decision, step: str, why: str) -> str:
+    return (
+        f"no worker serves step {step}: {why}; start a worker that has it, "
+        f"then `watership retry {d.state.saga_id}` (embedded: recover_saga)"
+    )
 
 
 # --- time, and what went wrong on the way --------------------------------------------------------------------------
@@ -263,6 +269,11 @@ def _dispatch_repeated(d: Decision, event: e.DispatchRepeated) -> None:
     if event.action is Action.ACT and d.state.status is Status.COMPENSATING:
         if event.unsent:
             _dispatch_withdrawn(d, e.DispatchWithdrawn(event.step, event.action, event.attempt))
+        return
+    action = d.state.step(event.step).of(event.action)
+    if event.unsent and action.refusals + 1 >= event.refusals_max:
+        d.record(c.Postponed(event.step, event.action, event.attempt, d.now_ms, doubtful=action.doubtful))
+        d.record(c.Parked(_not_served(d, event.step, "no queue takes its commands")))
         return
     due_at_ms = deadline_ms(d, d.step_plan(event.step))
     d.record(c.Resent(event.step, event.action, event.attempt, due_at_ms, doubtful=not event.unsent))

@@ -189,7 +189,7 @@ class Drive:
             record = await self._storage.load(self.saga_id)
             if record is None:
                 raise SagaNotFound(f"no saga has the id {self.saga_id} in this store")
-            self._check_same(record, start)
+            self.check_same(record, start)
             self._is_durable()
             if _over(record.state) and not self._inbox:
                 await self._replay()
@@ -199,6 +199,9 @@ class Drive:
             if isinstance(taken, Lease):
                 try:
                     await self._take_over(taken)
+                except LeaseLost:
+                    self._drop(taken)
+                    continue
                 except BaseException:
                     self._drop(taken)
                     await self._storage.release(taken, retry_in_ms=BACK_OFF_MS)
@@ -210,7 +213,8 @@ class Drive:
         return None
 
     # Law 11: the same id and input is the same saga; anything else is a conflict.
-    def _check_same(self, record: SagaRecord, start: Start | None) -> None:
+    def check_same(self, record: SagaRecord, start: Start | None) -> None:
+        """Raises `SagaConflict` if the record is not of this start."""
         if start is None:
             return
         if record.state.name != self._job.definition.plan.saga:
@@ -247,23 +251,30 @@ class Drive:
             self._keeper.drop(lease)
 
     async def _drive(self, lease: Lease) -> bool:
-        """Drives until the saga is over or let go (False), or the lease was lost (True)."""
+        """Drives until the saga is over or let go (False), or another lease is needed to go on (True)."""
+        event: e.Event | None = None
         try:
-            while self._inbox or not _over(self._state):
+            released = False
+            while not released:
                 if self._stopping:
                     await self._storage.release(lease)
                     return False
                 event, cause = await self._next_event()
                 if event is not None:
-                    await self._follow(lease, event, cause)
+                    released = await self._follow(lease, event, cause)
         except LeaseLost:
             log.warning("saga %s: another process drives it now; following", self.saga_id)
+            if isinstance(event, e.StepReplied):
+                # It ran here all the same: once the lease is ours again, the machine is told of it as a late reply.
+                self._inbox.insert(0, event)
             return True
         except Exception:
             await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
             raise
         finally:
             self._drop(lease)
+        if self._inbox:
+            return True
         self._tell_end(self._state)
         return False
 
@@ -272,7 +283,10 @@ class Drive:
         self._wake.clear()
         if self._inbox:
             return self._inbox.pop(0), "request"
-        name, action, state = next(self._state.active_actions())
+        active = next(self._state.active_actions(), None)
+        if active is None or self._state.parked_reason is not None:
+            return e.TimePassed(), "time"  # nothing follows: `_follow` gives the lease up
+        name, action, state = active
         if state.phase is Phase.DELAYED:
             assert state.due_at_ms is not None
             wait_ms = state.due_at_ms - self._now_ms()
@@ -318,19 +332,22 @@ class Drive:
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._clock_offset_ms
 
-    async def _follow(self, lease: Lease, event: e.Event, cause: str) -> None:
-        """Asks the machine, writes what it decided, and only then goes on."""
+    async def _follow(self, lease: Lease, event: e.Event, cause: str) -> bool:
+        """Asks the machine, writes what it decided, and only then goes on. Whether that gave the lease up."""
         now_ms = self._now_ms()
-        before = self._state
-        reaction = react(self._plan, before, event, now_ms)
+        reaction = react(self._plan, self._state, event, now_ms)
+        released = _over(reaction.state)
         if not reaction.changes:
-            return
+            if released:
+                await self._storage.release(lease)
+            return released
         entry = LogEntry(reaction.state.seq, now_ms, cause, reaction.changes)
-        await self._storage.commit(lease, reaction.state, [entry], release=_over(reaction.state))
+        await self._storage.commit(lease, reaction.state, [entry], release=released)
         self._state = reaction.state
         self._tell(reaction)
         if isinstance(event, e.CompensateRequested):
             self._withdraw_gated()
+        return released
 
     def _withdraw_gated(self) -> None:
         """An act that waits at the gate was never run: the turn need not wait for it."""
@@ -359,6 +376,8 @@ class Drive:
                 )
 
     def _tell_end(self, state: SagaState) -> None:
+        if state.parked_reason is not None:
+            log.warning("saga %s %s is parked: %s", state.name, self.saga_id, state.parked_reason)
         self.watch.ended(
             SagaEnd(state.name, state.status, dict(state.context), state.failure, state.parked_reason, self._error)
         )

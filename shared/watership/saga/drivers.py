@@ -46,6 +46,7 @@ class Drivers:
         self.storage = storage
         self._drives: dict[uuid.UUID, Drive] = {}
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._recovered: set[uuid.UUID] = set()
         self._jobs: dict[str, Job] = {}
         self._seat = Seat(storage, clock, storage.keeper())
         self._recovery: asyncio.Task[None] | None = None
@@ -67,7 +68,11 @@ class Drivers:
         drive = self._drives.get(saga_id)
         if drive is None:
             drive = self._launch(saga_id, job, start, gated=gated)
-        elif drive.start is not None and drive.start.input_hash != start.input_hash:
+        elif drive.start is None:  # recovery or `result` brought it here: its input is in the store
+            record = await self.storage.load(saga_id)
+            if record is not None:
+                drive.check_same(record, start)
+        elif drive.start.input_hash != start.input_hash:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         await asyncio.shield(drive.started)
         return drive
@@ -85,15 +90,17 @@ class Drivers:
         self._drives[saga_id] = drive
         task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
         self._tasks[saga_id] = task
-        task.add_done_callback(lambda _: self._forget(saga_id))
+        task.add_done_callback(lambda _: self._forget(drive))
         return drive
 
-    def _forget(self, saga_id: uuid.UUID) -> None:
-        drive = self._drives.pop(saga_id, None)
+    def _forget(self, drive: Drive) -> None:
+        saga_id = drive.saga_id
+        self._drives.pop(saga_id, None)
         self._tasks.pop(saga_id, None)
-        if drive is not None and not drive.watch.over:
+        self._recovered.discard(saga_id)
+        if not drive.watch.over:
             drive.watch.failed(WatershipError(f"saga {saga_id}: this process let it go; recovery takes it up again"))
-        if drive is not None and not drive.started.done():
+        if not drive.started.done():
             drive.started.cancel()
 
     # --- recovery
@@ -106,15 +113,15 @@ class Drivers:
 
     async def _recover(self, every_s: float) -> None:
         while True:
-            await asyncio.sleep(every_s)
             try:
                 await self.recover_once()
             except Exception:  # the store may be away for a while: recovery is level-triggered, and looks again
                 log.exception("recovery could not look for sagas; it looks again in %s s", every_s)
+            await asyncio.sleep(every_s)
 
     async def recover_once(self) -> list[SagaWatch]:
         """Takes up what is due now, at most `RECOVER_AT_ONCE_MAX` at a time; the sagas that it took up."""
-        room = RECOVER_AT_ONCE_MAX - len(self._drives)
+        room = RECOVER_AT_ONCE_MAX - len(self._recovered)  # what was started here must not starve what was left
         if room <= 0 or not self._jobs:
             return []
         watches = []
@@ -122,8 +129,9 @@ class Drivers:
             if saga_id in self._drives:
                 continue
             record = await self.storage.load(saga_id)
-            if record is None:
+            if record is None or saga_id in self._drives:
                 continue
+            self._recovered.add(saga_id)
             log.info("saga %s %s: nobody drives it; taking it up", record.state.name, saga_id)
             watches.append(self._launch(saga_id, self._jobs[record.state.name], None).watch)
         return watches

@@ -1,0 +1,39 @@
+"""What a row owes: decided, committed, and not confirmed by the broker. Its reason begins with a code, for us; words for
+people follow after a colon.
+"""
+
+from __future__ import annotations
+
+from watership.machine.effects import SendCommand
+from watership.machine.state import Phase, SagaState
+
+RETURNED = "returned"  # no queue took it: certainly never sent
+UNCONFIRMED_YET = "unconfirmed: decided without a message, not yet confirmed as sent"
+
+
+def awaited_commands(state: SagaState) -> frozenset[SendCommand]:
+    """The commands whose replies a saga awaits."""
+    return frozenset(
+        SendCommand(name, action, action_state.attempt)
+        for name, action, action_state in state.active_actions()
+        if action_state.phase is Phase.AWAITED
+    )
+
+
+def returned_reason(command: SendCommand, words: str) -> str:
+    """Of a row that owes a command which no queue took. It names the command: another one may be in doubt."""
+    return f"{_returned(command)}{words}"
+
+
+def is_unsent(owed_reason: str, command: SendCommand) -> bool:
+    """Whether what is owed is this command, and it was certainly never delivered."""
+    return owed_reason.startswith(_returned(command))
+
+
+def is_in_doubt(owed_reason: str | None) -> bool:
+    """Something owed may have been delivered: no later certainty about another command may overwrite that."""
+    return owed_reason is not None and not owed_reason.startswith(f"{RETURNED}:")
+
+
+def _returned(command: SendCommand) -> str:
+    return f"{RETURNED}: {command.action} of {command.step}, attempt {command.attempt}: "
