@@ -46,10 +46,7 @@ async def check_database(database: AsyncEngine) -> None:
     """Raises `ConfigurationError` if the schema is not this version's, `StoreUnavailable` if nobody answers."""
     differences = await migrations.check(database.url)
     if differences:
-        raise ConfigurationError(
-            f"the database is not ready: {differences[0]}; run `watership db upgrade` "
-            f"(`watership db check` tells all that differs)"
-        )
+        raise ConfigurationError(f"the database is not ready: {differences[0]} (`watership db check` tells all)")
 
 
 def is_passing(error: Exception) -> bool:

@@ -185,6 +185,8 @@ class Engine:
             result.rejections.extend(judgement.rejections)
             result.refusals.update(judgement.refusals)
             result.states[judgement.saga_id] = judgement
+            if judgement.moved and judgement.state is not None and judgement.state.parked_reason is not None:
+                log.warning("saga %s is parked: %s", judgement.saga_id, judgement.state.parked_reason)
         return _Committed(judgements, plans, result, began_s)
 
     async def _elsewhere(

@@ -93,6 +93,9 @@ class PlanBook:
 
     async def register(self, message: RegisterWorker) -> list[str]:
         """Keeps the plans and handlers that a worker announced; what it refused, a sentence each."""
+        if message.leaving:
+            await self._release(message.worker)
+            return []
         refused: list[str] = []
         plans: list[Plan] = []
         for data in message.plans:
@@ -115,6 +118,14 @@ class PlanBook:
         for plan in plans:
             self._newest.pop(plan.saga, None)
         return refused
+
+    async def _release(self, worker: str) -> None:
+        """A worker stopped: the names of its steps are free at once."""
+        table = handler_table
+        async with self._engine.begin() as connection:
+            await connection.execute(
+                sa.delete(table).where(table.c.namespace == self._namespace, table.c.worker == worker)
+            )
 
     async def _keep_plans(self, connection: Any, plans: Sequence[Plan], now_ms: int) -> None:
         rows = [
@@ -158,12 +169,14 @@ class PlanBook:
             return None
         other = (
             await connection.execute(
-                sa.select(table.c.source, table.c.worker).where(
+                sa.select(table.c.source, table.c.worker, table.c.seen_at_ms).where(
                     table.c.namespace == self._namespace, table.c.step == handler.step
                 )
             )
         ).one()
+        seen_s = (now_ms - other.seen_at_ms) / 1000
         return (
-            f"step {handler.step} is served by {other.source} (worker {other.worker}) already, and {handler.source} is "
-            f"another handler: a step's name is one within a namespace; give one of them another `name`"
+            f"step {handler.step} is served by {other.source} already ({other.worker}, seen {seen_s:.0f} s ago), and "
+            f"{handler.source} is another handler: a step's name is one within a namespace; give one of them another "
+            f"`name`, or stop the other (a name is free {HANDLER_ALIVE_MS // 1000} s after its last worker was seen)"
         )

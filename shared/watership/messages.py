@@ -122,12 +122,13 @@ class HandlerOnWire(pydantic.BaseModel):
 
 
 class RegisterWorker(WireMessage):
-    """Worker or client → ``control``: the plans that it knows and the steps that it serves."""
+    """Worker or client → ``control``: the plans that it knows and the steps that it serves; ``leaving``: no longer."""
 
     kind: ClassVar[str] = "register-worker"
     worker: Name
     plans: tuple[JsonObject, ...] = ()
     handlers: tuple[HandlerOnWire, ...] = ()
+    leaving: bool = False
 
 
 class RegisterAnswer(WireMessage):

@@ -354,8 +354,7 @@ class Wire:
                 answered = await answer
         except TimeoutError as error:
             raise BrokerUnavailable(
-                f"no orchestrator answered {verb} within {ASK_TIMEOUT_S:g} s on namespace "
-                f"{self._topology.namespace}: is one running?"
+                f"no orchestrator answers on namespace {self._topology.namespace} (waited {ASK_TIMEOUT_S:g} s): is one running?"
             ) from error
         finally:
             self._questions.pop(correlation_id, None)

@@ -71,7 +71,7 @@ def test_the_topology_is_checked_and_declared(command: Command, step_queues: set
 
 
 def test_nobody_answers_and_a_wrong_password(command: Command, broker_url: str) -> None:
-    assert "no orchestrator answered list" in command.bad("list")
+    assert "no orchestrator answers on namespace" in command.bad("list")
     wrong = broker_url.replace(":guest@", ":wr0ng@")
     sentence = command.bad("list", "--broker-url", wrong)
     assert "refuses user" in sentence

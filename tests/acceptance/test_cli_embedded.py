@@ -115,7 +115,7 @@ def test_sagas_are_listed_and_shown(command: Command, sqlite_url: str) -> None:
     assert view["failure"]["code"] == "card_declined"
     assert view["log"][0]["changes"][0]["k"] == "created"
     assert NOBODY in command.bad("show", NOBODY)
-    assert "recovered by the process that runs them" in command.bad("retry", str(ids["stuck"]), "--reason", "opened")
+    assert "needs the code of its own program" in command.bad("retry", str(ids["stuck"]), "--reason", "opened")
 
 
 def test_what_is_not_set_is_told(bare: Command) -> None:

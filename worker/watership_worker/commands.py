@@ -54,7 +54,9 @@ def load_worker(target: str) -> Worker:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigurationError(f"there is no module {module_name} to import from here") from error
         raise ConfigurationError(f"{module_name} cannot be imported: {error}") from error
-    found = getattr(module, name, None)
+    if not hasattr(module, name):
+        raise ConfigurationError(f"module {module_name} has no {name}")
+    found = getattr(module, name)
     if not isinstance(found, Worker):
         raise ConfigurationError(f"{target} is not a watership_worker.Worker, it is {type(found).__name__}")
     return found

@@ -22,6 +22,8 @@ from watership_worker.worker import Worker
 
 log = logging.getLogger("watership.worker")
 
+ANSWER_WITHIN_S = 2.0
+
 
 class Consumer:
     """One worker process: any number of them share the same queues."""
@@ -38,17 +40,23 @@ class Consumer:
         self._replier = Replier(bus)
         self._acks = Acks(bus)
         self._subscriptions: list[Subscription] = []
-        self._refused: asyncio.Future[list[str]] | None = None
+        self._answered: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         """Connects, declares its queues, announces itself, and consumes."""
-        self._refused = asyncio.get_running_loop().create_future()
         await patiently(self.name, self._bus.open)
         queues = [self._topology.step_queue(queue) for queue in self._worker.queues()]
         await self._bus.declare(self._topology.exchanges(), [*self._topology.orchestrator_queues(), *queues])
         await self._bus.declare_reply_queue(self._answers)
         self._subscriptions.append(await self._bus.consume(self._answers, prefetch=10, on_delivery=self._on_answer))
         await self._announce()
+        try:  # a worker that will be refused must not do work first; without an orchestrator it may wait for work
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                refused = await asyncio.shield(self._answered)
+        except TimeoutError:
+            refused = ()
+        if refused:
+            raise ConfigurationError("; ".join(refused))
         for queue in queues:
             # What waits for a slot is in hand, and will be run: little more than what runs.
             self._subscriptions.append(
@@ -57,27 +65,32 @@ class Consumer:
 
     async def run(self) -> None:
         """Announces itself again and again. Ends with an error if its handlers were refused."""
-        assert self._refused is not None
         while True:
+            self._answered = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(self._settings.announce_every_s):
-                    refused = await asyncio.shield(self._refused)
-                raise ConfigurationError("; ".join(refused))
+                    refused = await asyncio.shield(self._answered)
+                    if not refused:
+                        await asyncio.Event().wait()  # until it is time to announce again
             except TimeoutError:
                 await self._announce()
+                continue
+            raise ConfigurationError("; ".join(refused))
 
     async def drain(self) -> None:
         """Takes no new command, finishes and replies to those in hand, closes."""
         for subscription in self._subscriptions:
             await subscription.cancel()
         await self._runs.wait()
+        await self._announce(leaving=True)
         await self._bus.close()
 
-    async def _announce(self) -> None:
+    async def _announce(self, *, leaving: bool = False) -> None:
         body = RegisterWorker(
             worker=self.name,
             plans=tuple(plan.to_data() for plan in self._worker.plans()),
             handlers=tuple(self._worker.announced()),
+            leaving=leaving,
         )
         message = Message(
             exchange=self._topology.exchange,
@@ -88,7 +101,7 @@ class Consumer:
             reply_to=self._answers,
         )
         (fate,) = await self._bus.publish([message])
-        if fate is not Fate.CONFIRMED:
+        if fate is not Fate.CONFIRMED and not leaving:
             log.warning("%s could not announce itself (%s); it tries again", self.name, fate)
 
     def _on_answer(self, delivery: Delivery) -> None:
@@ -98,11 +111,8 @@ class Consumer:
         except (InvalidPayload, LimitExceeded) as error:
             log.warning("an answer could not be read: %s", error)
             return
-        if not isinstance(answer, RegisterAnswer) or not answer.refused:
-            return
-        assert self._refused is not None
-        if not self._refused.done():
-            self._refused.set_result(list(answer.refused))
+        if isinstance(answer, RegisterAnswer) and not self._answered.done():
+            self._answered.set_result(answer.refused)
 
     # --- commands
 

@@ -128,6 +128,8 @@ async def _worry(wire: Wire, watched: SagaWatch) -> None:
             view = await wire.ask(AdminVerb.SHOW, saga_id=watched.saga_id)
             where = f" at step {view['step']}" if view["step"] else ""
             why = f": {view['owed_reason']}" if view["owed_reason"] else ""
+            if view["status"] == Status.PENDING:
+                why = f": no worker has announced a saga {view['name']!r}; is its worker running, and the name right?"
             sentence = f"still {view['status']}{where}{why}"
         except SagaNotFound:
             sentence = "still waiting to be taken up by an orchestrator"

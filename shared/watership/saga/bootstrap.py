@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 
 from watership.container import as_container
@@ -51,6 +52,8 @@ def bootstrap(
     ]
     if len(given) > 1:
         raise ConfigurationError(f"bootstrap takes one of saga_storage, database_url and broker_url, not {given}")
+    if not re.fullmatch(r"[A-Za-z0-9_\-]{1,100}", namespace):
+        raise ConfigurationError(f"a namespace has letters, digits, _ and -, 100 at most; this one is {namespace!r}")
     saga_map = SagaMap.of(sagas_mapper)
     runner: Runner
     if broker_url is not None:

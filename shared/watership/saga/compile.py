@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -152,6 +153,7 @@ def _check_step(saga: type[Saga[Any]], where: str, step: object) -> None:
     if not isinstance(step, type) or not issubclass(step, SagaStepHandler):
         what = f"the class {step.__name__}" if isinstance(step, type) else f"a {type(step).__name__}"
         raise DefinitionError(f"{where} must be a SagaStepHandler class or a Fallback, it is {what}")
+    _check_methods(where, step)
     wanted, given = context_type(saga), declared_types(step)[0]
     if wanted is None or not isinstance(wanted, type) or not isinstance(given, type):
         return
@@ -160,3 +162,19 @@ def _check_step(saga: type[Saga[Any]], where: str, step: object) -> None:
             f"{where}: step {step_name(step)} takes the context {given.__name__}, "
             f"but {saga.__name__} runs on {wanted.__name__}"
         )
+
+
+def _check_methods(where: str, step: Step) -> None:
+    name = step_name(step)
+    if inspect.isabstract(step):
+        missing = ", ".join(sorted(step.__abstractmethods__))
+        raise DefinitionError(f"{where}: step {name} does not define {missing}")
+    for method in (step.act, step.compensate):
+        # A decorator may wrap a coroutine function in a plain one: only a plain function as written is surely wrong.
+        plain = inspect.isfunction(method) and not inspect.iscoroutinefunction(method)
+        if plain and not hasattr(method, "__wrapped__"):
+            raise DefinitionError(f"{where}: {name}.{method.__name__} must be `async def`")
+    for setting in ("timeout_s", "queue_within_s"):
+        value = getattr(step, setting)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DefinitionError(f"{where}: {name}.{setting} must be a number of seconds, it is {value!r}")

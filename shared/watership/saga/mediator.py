@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Generic, Self
 
-from watership.errors import ResultTimeout, UnknownSaga
+from watership.errors import InvalidPayload, ResultTimeout, UnknownSaga
 from watership.execution import response_from_data
 from watership.machine.state import Status
 from watership.saga.compile import Definition, compile_saga
@@ -72,7 +72,7 @@ class SagaMediator:
         The same id with the same input again is the same saga. Raises `SagaConflict` on other input, `UnknownSaga`,
         `InvalidPayload`, `LimitExceeded`. In the distributed system a conflict shows when the result is asked for.
         """
-        wanted = saga_id or uuid.uuid4()
+        wanted = _id_of(saga_id)
         await self._runner.start(self._definition_for(context), context, wanted)
         return wanted
 
@@ -86,7 +86,7 @@ class SagaMediator:
         Called again with the same id, it tells the same saga from its first step.
         """
         definition = self._definition_for(context)
-        wanted = saga_id or uuid.uuid4()
+        wanted = _id_of(saga_id)
         watch = await self._runner.start(definition, context, wanted)
         shape = shape_of(type(context))
         whole = shape.dump(context)
@@ -104,13 +104,13 @@ class SagaMediator:
     ) -> SagaResult[ContextT]:
         """Runs the saga to its end. Does not raise for a saga that was compensated or parked: look at the result."""
         definition = self._definition_for(context)
-        watch = await self._runner.start(definition, context, saga_id or uuid.uuid4())
+        watch = await self._runner.start(definition, context, _id_of(saga_id))
         return await _result(watch, definition, timeout_s, type(context))
 
     async def result(self, saga_id: uuid.UUID, timeout_s: float | None = None) -> SagaResult[Any]:
         """Waits for the end of a saga that was started anywhere. Raises `SagaNotFound`, `ResultTimeout`."""
         by_name = {definition.plan.saga: definition for definition in self._definitions.values()}
-        watch = await self._runner.find(saga_id)
+        watch = await self._runner.find(_id_of(saga_id))
         return await _result(watch, by_name, timeout_s, None)
 
     async def close(self) -> None:
@@ -125,6 +125,14 @@ class SagaMediator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _id_of(saga_id: uuid.UUID | None) -> uuid.UUID:
+    if saga_id is None:
+        return uuid.uuid4()
+    if not isinstance(saga_id, uuid.UUID):
+        raise InvalidPayload(f"saga_id must be a uuid.UUID, it is {saga_id!r}")
+    return saga_id
 
 
 def step_result(definition: Definition, saga_id: uuid.UUID, done: StepDone) -> SagaStepResult[Any, Any]:

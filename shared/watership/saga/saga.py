@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from watership.errors import DefinitionError
+from watership.errors import ConfigurationError, DefinitionError
 from watership.saga.compile import check_class, context_type, saga_name
 from watership.saga.fallback import Fallback
 from watership.saga.models import ContextT
@@ -95,6 +95,10 @@ class SagaMap:
         if isinstance(mapper, SagaMap):
             return mapper
         saga_map = cls()
+        if mapper is not None and not callable(mapper):
+            raise ConfigurationError(
+                f"sagas_mapper must be a function that takes a SagaMap and binds sagas, it is {mapper!r}"
+            )
         if mapper is not None:
             mapper(saga_map)
         return saga_map
