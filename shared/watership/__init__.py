@@ -31,9 +31,10 @@ from watership.errors import (
 from watership.response import Response
 from watership.saga.bootstrap import bootstrap
 from watership.saga.fallback import Fallback
-from watership.saga.mediator import SagaMediator, SagaResult
+from watership.saga.mediator import SagaMediator
 from watership.saga.models import SagaContext
 from watership.saga.recovery import recover_saga
+from watership.saga.results import SagaResult
 from watership.saga.retry import RetryPolicy
 from watership.saga.saga import Saga, SagaMap
 from watership.saga.step import Remote, SagaStepHandler, SagaStepResult, StepRun, current_step

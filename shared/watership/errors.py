@@ -191,3 +191,14 @@ def step_error_for(code: str, type_name: str, message: str) -> StepError:
         return known(message)
     except TypeError:  # its constructor wants more than a message
         return StepFailed(code, type_name, message)
+
+
+def error_code(error: type[BaseException]) -> str:
+    """The stable name of an exception class: its code if it is a `StepError`, else its class's name."""
+    return error.code if issubclass(error, StepError) else error.__name__
+
+
+def error_lineage(error: type[BaseException]) -> tuple[str, ...]:
+    """The names of the class and of those that it derives from, most specific first, up to ``Exception``."""
+    classes = [cls for cls in error.__mro__ if issubclass(cls, Exception) and cls is not WatershipError]
+    return tuple(dict.fromkeys(error_code(cls) for cls in classes))

@@ -17,10 +17,10 @@ import pydantic
 from watership import codec
 from watership.adapters.circuit_breaker import CircuitBreaker
 from watership.container import Container
-from watership.errors import InvalidPayload, LimitExceeded, OutcomeUnknown
+from watership.errors import InvalidPayload, LimitExceeded, OutcomeUnknown, error_code, error_lineage
 from watership.machine.state import Action, Failure, Outcome
 from watership.response import Response
-from watership.saga.compile import Step, error_code, error_lineage
+from watership.saga.compile import Step
 from watership.saga.models import Shape, patch_between, shape_of
 from watership.saga.step import SagaStepResult, StepRun, _current
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import TypeVar
 
-from watership.container import as_container
+from watership.adapters.containers import as_container
 
 T = TypeVar("T")
 

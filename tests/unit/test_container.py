@@ -16,10 +16,11 @@ from dependency_injector import containers, providers
 from di import bind_by_type
 from di.dependent import Dependent
 
+from watership.adapters.containers import as_container
 from watership.adapters.dependency_injector import DependencyInjectorContainer
 from watership.adapters.di import DiContainer
 from watership.adapters.dishka import DishkaContainer
-from watership.container import Container, PlainContainer, ResolverContainer, Scope, as_container
+from watership.container import Container, PlainContainer, ResolverContainer, Scope
 from watership.errors import ConfigurationError
 
 from tests.support.container_handlers import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from dependency_injector import containers, providers
 
-from watership.container import as_container
+from watership.adapters.containers import as_container
 from watership.errors import ConfigurationError
 
 from tests.support.container_handlers import (

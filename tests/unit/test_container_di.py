@@ -10,7 +10,7 @@ import pytest
 from di import bind_by_type
 from di.dependent import Dependent
 
-from watership.container import as_container
+from watership.adapters.containers import as_container
 from watership.errors import ConfigurationError
 
 from tests.support.container_handlers import (

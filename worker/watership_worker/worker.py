@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from watership.adapters.circuit_breaker import Breakers, CircuitBreaker
-from watership.container import as_container
+from watership.adapters.containers import as_container
 from watership.errors import DefinitionError
 from watership.execution import Hands
 from watership.machine.plan import Plan

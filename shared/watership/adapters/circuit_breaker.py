@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from watership.errors import ConfigurationError, StepError
-from watership.saga.compile import error_code, error_lineage
+from watership.errors import ConfigurationError, StepError, error_code, error_lineage
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 
-from watership.container import as_container
+from watership.adapters.containers import as_container
 from watership.errors import ConfigurationError
 from watership.saga.drivers import EmbeddedRunner
 from watership.saga.mediator import SagaMediator

@@ -5,26 +5,24 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from watership.errors import DefinitionError, StepError, WatershipError
+from watership.errors import DefinitionError, error_code
 from watership.machine.plan import BreakerPlan, FallbackPlan, Node, Plan, StepPlan, lint
 from watership.saga.fallback import Fallback
 from watership.saga.models import shape_of
 from watership.saga.retry import COMPENSATION_RETRY, RetryPolicy
 from watership.saga.step import SagaStepHandler, declared_types, has_compensation, step_name
 
-if TYPE_CHECKING:
-    from watership.saga.saga import Saga
-
 Step = type[SagaStepHandler[Any, Any]]
+SagaClass = type[Any]  # a subclass of Saga, which itself stands on this module
 
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
     """A saga class, compiled: the plan as data, and the classes that its names stand for in this process."""
 
-    saga: type[Saga[Any]]
+    saga: SagaClass
     plan: Plan
     context_type: type[Any]
     steps: dict[str, Step]
@@ -32,7 +30,7 @@ class Definition:
 
 
 def compile_saga(
-    saga: type[Saga[Any]],
+    saga: SagaClass,
     *,
     compensation_retry: RetryPolicy | None = None,
     default_compensation_retry: RetryPolicy | None = None,
@@ -63,7 +61,7 @@ def compile_saga(
     return Definition(saga, plan, context, steps, fallbacks)
 
 
-def check_class(saga: type[Saga[Any]]) -> None:
+def check_class(saga: SagaClass) -> None:
     """What can be told when the class is made: types, contexts, names. Raises `DefinitionError`."""
     name = saga.__name__
     if not isinstance(saga.steps, list | tuple):
@@ -82,7 +80,7 @@ def check_class(saga: type[Saga[Any]]) -> None:
             seen.add(step_name(step))
 
 
-def context_type(saga: type[Saga[Any]]) -> type[Any] | None:
+def context_type(saga: SagaClass) -> type[Any] | None:
     """The context of ``Saga[Context]``; None where a generic subclass leaves it open."""
     for cls in saga.__mro__:
         for base in getattr(cls, "__orig_bases__", ()):
@@ -92,12 +90,12 @@ def context_type(saga: type[Saga[Any]]) -> type[Any] | None:
     return None
 
 
-def saga_name(saga: type[Saga[Any]]) -> str:
+def saga_name(saga: SagaClass) -> str:
     """The saga's name on the wire: its ``name``, else its class's."""
     return saga.name or saga.__name__
 
 
-def step_types(saga: type[Saga[Any]]) -> Iterator[Step]:
+def step_types(saga: SagaClass) -> Iterator[Step]:
     """Every step class of the saga, a fallback's primary before its stand-in."""
     for item in saga.steps:
         if isinstance(item, Fallback):
@@ -105,17 +103,6 @@ def step_types(saga: type[Saga[Any]]) -> Iterator[Step]:
             yield item.fallback
         else:
             yield item
-
-
-def error_code(error: type[BaseException]) -> str:
-    """The stable name of an exception class: its code if it is a `StepError`, else its class's name."""
-    return error.code if issubclass(error, StepError) else error.__name__
-
-
-def error_lineage(error: type[BaseException]) -> tuple[str, ...]:
-    """The names of the class and of those that it derives from, most specific first, up to ``Exception``."""
-    classes = [cls for cls in error.__mro__ if issubclass(cls, Exception) and cls is not WatershipError]
-    return tuple(dict.fromkeys(error_code(cls) for cls in classes))
 
 
 def _compile_step(step: Step, compensation_retry: RetryPolicy) -> StepPlan:
@@ -141,7 +128,7 @@ def _compile_fallback(item: Fallback, primary: StepPlan, fallback: StepPlan) -> 
     return FallbackPlan(primary=primary, fallback=fallback, failure_codes=codes, breaker=breaker)
 
 
-def _check_item(saga: type[Saga[Any]], where: str, item: object) -> None:
+def _check_item(saga: SagaClass, where: str, item: object) -> None:
     if isinstance(item, Fallback):
         _check_step(saga, f"{where}.step", item.step)
         _check_step(saga, f"{where}.fallback", item.fallback)
@@ -149,7 +136,7 @@ def _check_item(saga: type[Saga[Any]], where: str, item: object) -> None:
     _check_step(saga, where, item)
 
 
-def _check_step(saga: type[Saga[Any]], where: str, step: object) -> None:
+def _check_step(saga: SagaClass, where: str, step: object) -> None:
     if not isinstance(step, type) or not issubclass(step, SagaStepHandler):
         what = f"the class {step.__name__}" if isinstance(step, type) else f"a {type(step).__name__}"
         raise DefinitionError(f"{where} must be a SagaStepHandler class or a Fallback, it is {what}")

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from watership.container import as_container
+from watership.adapters.containers import as_container
 from watership.errors import SagaCompensated, SagaConflict, SagaNotFound
 from watership.machine import events as e
 from watership.machine.state import Status

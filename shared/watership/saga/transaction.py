@@ -5,23 +5,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import Any, Generic, Self
 
-from watership.container import as_container
+from watership.adapters.containers import as_container
 from watership.errors import WatershipError
 from watership.machine import events as e
-from watership.saga.compile import Definition, compile_saga
+from watership.saga.compile import Definition, SagaClass, compile_saga
 from watership.saga.driver import Drive, Job
 from watership.saga.drivers import Drivers, drivers_for
-from watership.saga.mediator import step_result
 from watership.saga.models import ContextT, shape_of
+from watership.saga.results import step_result
 from watership.saga.retry import RetryPolicy
 from watership.saga.step import SagaStepResult
 from watership.saga.storage.memory import MemorySagaStorage
 from watership.saga.storage.protocol import SagaStorage
-
-if TYPE_CHECKING:
-    from watership.saga.saga import Saga
 
 
 class SagaTransaction(Generic[ContextT]):
@@ -33,7 +30,7 @@ class SagaTransaction(Generic[ContextT]):
 
     def __init__(
         self,
-        saga: type[Saga[ContextT]],
+        saga: SagaClass,
         context: ContextT,
         container: object | None,
         storage: SagaStorage | None,

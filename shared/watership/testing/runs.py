@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
+from watership.adapters.containers import as_container
 from watership.clock import VirtualClock
-from watership.container import as_container
 from watership.errors import ConfigurationError, DefinitionError
 from watership.machine import changes as c
 from watership.machine.state import Action, Outcome, Status

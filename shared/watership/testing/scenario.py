@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
+from watership.errors import error_code, error_lineage
 from watership.machine import events as e
 from watership.machine.changes import Change
 from watership.machine.effects import SendCommand
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status
-from watership.saga.compile import compile_saga, error_code, error_lineage
+from watership.saga.compile import compile_saga
 from watership.saga.models import shape_of
 from watership.saga.saga import Saga
 
