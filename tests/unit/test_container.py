@@ -227,11 +227,11 @@ def test_anything_else_is_refused_with_what_is_accepted() -> None:
 def test_importing_it_imports_no_di_library() -> None:
     program = """
 import sys
-import watership.container
+import watership.adapters.containers
 assert not {"di", "dishka", "dependency_injector", "aiobreaker"} & set(sys.modules)
 try:
-    watership.container.as_container(object())
-except watership.container.ConfigurationError:
+    watership.adapters.containers.as_container(object())
+except watership.adapters.containers.ConfigurationError:
     pass
 assert not {"di", "dishka", "dependency_injector", "aiobreaker"} & set(sys.modules)
 """
