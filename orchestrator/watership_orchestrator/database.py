@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from watership.errors import ConfigurationError
 from watership.saga.storage import migrations
+from watership.saga.storage.trouble import Trouble, trouble_of
 
 # So that one that is stopped in the middle of a batch holds up nobody for long.
 SERVER_SETTINGS = {
@@ -18,8 +18,6 @@ SERVER_SETTINGS = {
     "statement_timeout": "10s",
     "idle_in_transaction_session_timeout": "10s",
 }
-# Classes of SQLSTATE that say "not now": connection, resources, rollback, object in use, shutting down.
-PASSING = ("08", "40", "53", "55", "57")
 
 
 def open_database(url: str) -> AsyncEngine:
@@ -50,8 +48,10 @@ async def check_database(database: AsyncEngine) -> None:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the same work may go through later: the database was away, or two transactions met."""
-    if isinstance(error, DBAPIError):
-        state = getattr(error.orig, "sqlstate", None)
-        return error.connection_invalidated or state is None or state.startswith(PASSING)
-    return isinstance(error, OSError | TimeoutError | PoolTimeout)
+    """Whether the same work may go through later: the database was away, busy, failing, or not what it was.
+
+    All but a statement that is itself at fault, which would be so again.
+    """
+    if trouble_of(error) is not Trouble.OTHER:
+        return True
+    return isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith("XX")  # internal
