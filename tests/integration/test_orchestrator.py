@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import uuid
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from watership import Response, RetryPolicy, Saga, SagaContext, SagaMap, SagaStepHandler, StepError, bootstrap
 from watership.bus.protocol import Delivery
@@ -19,6 +21,8 @@ from watership.errors import ConfigurationError, OperationRefused, SagaConflict,
 from watership.machine.changes import change_from_data
 from watership.machine.state import Action
 from watership.messages import AdminVerb, ReplyOutcome, StartSaga, StepCommand, StepReply, read
+from watership_orchestrator import engine
+from watership_orchestrator.store import Batch
 from watership_worker import Worker
 from watership_worker.consumer import Consumer
 
@@ -361,3 +365,44 @@ async def test_what_cannot_be_judged_fails_alone(system: Running) -> None:
     row = await system.row(broken)
     assert row is not None
     assert row["wake_at_ms"] > row["updated_at_ms"], "backed off, and never forgotten"
+
+
+async def test_a_commit_whose_answer_is_lost_still_sends_what_followed(
+    system: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 1: the server committed, the link broke before it could say so. Nothing but a message would bring it back."""
+    orchestrator = await system.orchestrator()
+    await system.worker(Worker(sagas_mapper=sagas))
+    store, lost = orchestrator._engine._store, 0
+    whole = store.batch
+
+    @contextlib.asynccontextmanager
+    async def cut() -> AsyncIterator[Batch]:
+        nonlocal lost
+        async with whole() as batch:
+            yield batch
+        if lost < 3:  # the start, and the two replies
+            lost += 1
+            raise DBAPIError("COMMIT", {}, ConnectionResetError("cut"), connection_invalidated=True)
+
+    monkeypatch.setattr(store, "batch", cut)
+    saga_id = await system.start("OrderSaga", {"order_id": "1"})
+    await system.until(saga_id, status="COMPLETED")  # no reaper runs, and no deadline is near
+    assert lost == 3
+
+
+async def test_a_batch_that_was_committed_too_long_ago_publishes_nothing(
+    system: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 3: a process that was stopped between commit and publish sends nothing old. The broker brings it again."""
+    await system.orchestrator()
+    worker = await system.worker(Worker(sagas_mapper=sagas))
+    commands: asyncio.Queue[Delivery] = asyncio.Queue()
+    monkeypatch.setattr(worker, "_serve", commands.put)
+    monkeypatch.setattr(engine, "PUBLISH_WINDOW_S", -1.0)
+    saga_id = await system.start("OrderSaga", {"order_id": "1"})
+    await system.until(saga_id, status="RUNNING")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(commands.get(), 0.5)
+    monkeypatch.undo()
+    await system.until(saga_id, status="COMPLETED")

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from watership import MemorySagaStorage, RetryPolicy, Saga, SagaConflict, SagaContext, SagaStepHandler
+from watership import (
+    MemorySagaStorage,
+    RetryPolicy,
+    Saga,
+    SagaConflict,
+    SagaContext,
+    SagaMap,
+    SagaStepHandler,
+    bootstrap,
+)
 from watership.clock import SystemClock
 from watership.container import PlainContainer
 from watership.machine import events as e
@@ -177,3 +186,17 @@ async def test_recovery_is_not_starved_by_what_was_started_here() -> None:
     assert left in [watch.saga_id for watch in await busy.recover_once()]
     go.set()
     await busy.close()
+
+
+async def test_a_mediator_looks_for_what_was_left_as_soon_as_it_is_open() -> None:
+    """A program that lives for a moment recovers too: it need not wait for the second look."""
+    clock = Ticking()
+    storage, left = MemorySagaStorage(now_ms=clock), uuid.uuid4()
+    HOLD["act"] = asyncio.Event()  # never set: the process that ran it is gone
+    await process(storage).start(JOB, {"order_id": "1"}, left)
+    await until("begin act")
+    clock.now_ms += LEASE_MS + 1
+    mapper = SagaMap()
+    mapper.bind(Order, OrderSaga)
+    async with bootstrap(sagas_mapper=mapper, saga_storage=storage, recover_every_s=3_600):
+        await until("act")
