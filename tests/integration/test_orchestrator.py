@@ -3,87 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import json
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import DBAPIError
 
-from watership import Response, RetryPolicy, Saga, SagaContext, SagaMap, SagaStepHandler, StepError, bootstrap
+from watership import bootstrap
 from watership.bus.protocol import Delivery
-from watership.bus.rabbit import RabbitBus
 from watership.client import wire_for
-from watership.errors import ConfigurationError, OperationRefused, SagaConflict, SagaNotFound
+from watership.errors import OperationRefused, SagaConflict, SagaNotFound
 from watership.machine.changes import change_from_data
 from watership.machine.state import Action
 from watership.messages import AdminVerb, ReplyOutcome, StartSaga, StepCommand, StepReply, read
-from watership_orchestrator import engine
-from watership_orchestrator.store import Batch
 from watership_worker import Worker
-from watership_worker.consumer import Consumer
 
-from tests.support.running import Running, running
+from tests.support.order_steps import Charge, Declined, OrderContext, Reserve, sagas
+from tests.support.running import Running
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(60)]
-
-
-@dataclasses.dataclass
-class OrderContext(SagaContext):
-    order_id: str
-    fail_at: str | None = None
-    trail: list[str] = dataclasses.field(default_factory=list)
-
-
-class Declined(StepError):
-    code = "integration_declined"
-
-
-class Step(SagaStepHandler[OrderContext, Response]):
-    # Short, so that a lost command is due within a test: queue + run + the machine's grace.
-    queue_within_s = 0.1
-    timeout_s = 0.1
-
-    async def act(self, context: OrderContext) -> None:
-        if context.fail_at == type(self).__name__:
-            raise Declined(f"declined at {context.fail_at}")
-        context.trail.append(type(self).__name__)
-
-    async def compensate(self, context: OrderContext) -> None:
-        context.trail.append(f"undo {type(self).__name__}")
-
-
-class Reserve(Step):
-    compensation_retry = RetryPolicy(max_attempts=2, delay_s=0.01, jitter=0)
-
-    async def compensate(self, context: OrderContext) -> None:
-        if context.order_id == "stuck" and not Reserve.mended:
-            raise RuntimeError("the warehouse is closed")
-        await super().compensate(context)
-
-    mended = False
-
-
-class Charge(Step):
-    pass
-
-
-class OrderSaga(Saga[OrderContext]):
-    steps = [Reserve, Charge]
-
-
-def sagas(mapper: SagaMap) -> None:
-    mapper.bind(OrderContext, OrderSaga)
-
-
-@pytest.fixture
-async def system(broker_url: str, database_url: str, namespace: str, step_queues: set[str]) -> AsyncIterator[Running]:
-    step_queues.update({"Reserve", "Charge"})
-    async with running(broker_url, database_url, namespace) as found:
-        yield found
 
 
 async def make_due(system: Running) -> None:
@@ -304,105 +242,3 @@ async def test_a_command_on_the_wire_has_all_that_a_worker_of_another_language_n
     await system.send_raw("replies", json.dumps(body).encode(), "step-reply")
     row = await system.until(saga_id, status="COMPLETED")
     assert json.loads(row["context"])["trail"] == ["Reserve", "by hand"]
-
-
-async def test_a_newer_machines_saga_is_left_to_a_newer_orchestrator(system: Running) -> None:
-    await system.orchestrator()
-    worker = await system.worker(Worker(sagas_mapper=sagas, only=[Reserve]))
-    await system.bus.declare([], [worker._topology.step_queue("Charge")])
-    saga_id = await system.start("OrderSaga", {"order_id": "1"})
-    await system.until(saga_id, step="Charge")
-    await system.sql("UPDATE watership_saga SET machine_version = 99, wake_at_ms = 1")
-    await (await system.reaper()).run_once()
-    body = {"v": 1, "saga_id": str(saga_id), "step": "Charge", "action": "act", "attempt": 1, "run": "r1"}
-    await system.send_raw("replies", json.dumps({**body, "outcome": "done"}).encode(), "step-reply")
-    other = await system.start("OrderSaga", {"order_id": "2"})
-    await system.until(other, step="Charge")  # others go on meanwhile
-    row = await system.row(saga_id)
-    assert row is not None
-    assert (row["seq"], row["status"], row["machine_version"]) == (2, "RUNNING", 99)
-    await system.sql("UPDATE watership_saga SET machine_version = 1 WHERE saga_id = :id", id=saga_id)
-    await system.until(saga_id, status="COMPLETED")  # the reply was not lost
-
-
-async def test_a_handler_of_a_name_that_another_one_has_is_refused(system: Running) -> None:
-    class Other(SagaStepHandler[OrderContext, Response]):
-        name = "Reserve"
-
-        async def act(self, context: OrderContext) -> None:
-            raise AssertionError
-
-    await system.orchestrator()
-    first = Consumer(system.settings, RabbitBus(system.settings.broker()), Worker(sagas_mapper=sagas))
-    await first.start()
-    stranger = Consumer(system.settings, RabbitBus(system.settings.broker()), Worker(handlers=[Other]))
-    with pytest.raises(ConfigurationError, match="step Reserve is served by .*:Reserve already"):
-        await stranger.start()
-    await stranger.drain()
-    await first.drain()  # a worker that stops frees its names
-    await system.worker(Worker(handlers=[Other]))
-
-
-async def test_what_cannot_be_judged_fails_alone(system: Running) -> None:
-    """A row that is broken: what arrives for it is dead-lettered with the reason, and the others of its batch go on."""
-    await system.orchestrator()
-    worker = await system.worker(Worker(sagas_mapper=sagas, only=[Reserve]))
-    await system.bus.declare([], [worker._topology.step_queue("Charge")])
-    broken, whole = (
-        await system.start("OrderSaga", {"order_id": "1"}),
-        await system.start("OrderSaga", {"order_id": "2"}),
-    )
-    for saga_id in (broken, whole):
-        await system.until(saga_id, step="Charge")
-    await system.sql("UPDATE watership_saga SET state = '{}' WHERE saga_id = :id", id=broken)
-    for saga_id in (broken, whole):
-        body = {"v": 1, "saga_id": str(saga_id), "step": "Charge", "action": "act", "attempt": 1, "run": "r1"}
-        await system.send_raw("replies", json.dumps({**body, "outcome": "done"}).encode(), "step-reply")
-    await system.until(whole, status="COMPLETED")
-    dead: asyncio.Queue[Delivery] = asyncio.Queue()
-    await system.bus.consume(f"{system.settings.namespace}.dead", prefetch=10, on_delivery=dead.put_nowait)
-    assert (await asyncio.wait_for(dead.get(), 10)).correlation_id is None
-    row = await system.row(broken)
-    assert row is not None
-    assert row["wake_at_ms"] > row["updated_at_ms"], "backed off, and never forgotten"
-
-
-async def test_a_commit_whose_answer_is_lost_still_sends_what_followed(
-    system: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Law 1: the server committed, the link broke before it could say so. Nothing but a message would bring it back."""
-    orchestrator = await system.orchestrator()
-    await system.worker(Worker(sagas_mapper=sagas))
-    store, lost = orchestrator._engine._store, 0
-    whole = store.batch
-
-    @contextlib.asynccontextmanager
-    async def cut() -> AsyncIterator[Batch]:
-        nonlocal lost
-        async with whole() as batch:
-            yield batch
-        if lost < 3:  # the start, and the two replies
-            lost += 1
-            raise DBAPIError("COMMIT", {}, ConnectionResetError("cut"), connection_invalidated=True)
-
-    monkeypatch.setattr(store, "batch", cut)
-    saga_id = await system.start("OrderSaga", {"order_id": "1"})
-    await system.until(saga_id, status="COMPLETED")  # no reaper runs, and no deadline is near
-    assert lost == 3
-
-
-async def test_a_batch_that_was_committed_too_long_ago_publishes_nothing(
-    system: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Law 3: a process that was stopped between commit and publish sends nothing old. The broker brings it again."""
-    await system.orchestrator()
-    worker = await system.worker(Worker(sagas_mapper=sagas))
-    commands: asyncio.Queue[Delivery] = asyncio.Queue()
-    monkeypatch.setattr(worker, "_serve", commands.put)
-    monkeypatch.setattr(engine, "PUBLISH_WINDOW_S", -1.0)
-    saga_id = await system.start("OrderSaga", {"order_id": "1"})
-    await system.until(saga_id, status="RUNNING")
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(commands.get(), 0.5)
-    monkeypatch.undo()
-    await system.until(saga_id, status="COMPLETED")

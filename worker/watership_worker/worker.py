@@ -10,7 +10,7 @@ from watership.errors import DefinitionError
 from watership.execution import Hands
 from watership.machine.plan import Plan
 from watership.messages import HandlerOnWire, StepCommand
-from watership.saga.compile import Definition, Step, compile_saga
+from watership.saga.compile import Definition, Step, compile_saga, context_of
 from watership.saga.retry import RetryPolicy
 from watership.saga.saga import SagaMap
 from watership.saga.step import RemoteStep, declared_types, step_name
@@ -55,11 +55,7 @@ class Worker:
         for name, step in definition.steps.items():
             if issubclass(step, RemoteStep) or (wanted is not None and name not in wanted):
                 continue
-            declared = declared_types(step)[0]
-            context = declared if isinstance(declared, type) else definition.context_type
-            if isinstance(declared, type) and issubclass(definition.context_type, declared):
-                context = definition.context_type
-            self._add(step, definition.plan.by_name[name].queue, context)
+            self._add(step, definition.plan.by_name[name].queue, context_of(step, definition.context_type))
             fallback = definition.fallbacks.get(name)
             if fallback is not None and fallback.circuit_breaker is not None:
                 self._own_breakers[name] = fallback.circuit_breaker

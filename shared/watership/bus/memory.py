@@ -124,10 +124,6 @@ class MemoryBroker:
         unacked = sum(len(consumer.unacked) for consumer in found.consumers)
         return QueueDepth(len(found.ready), unacked, sum(consumer.takes for consumer in found.consumers))
 
-    def queue_names(self) -> list[str]:
-        """The queues that are there, sorted."""
-        return sorted(self._queues)
-
     def peek(self, queue: str) -> list[Message]:
         """The messages that wait in ``queue``, in order. It takes nothing."""
         found = self._queues.get(queue)

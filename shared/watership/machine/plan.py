@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -150,19 +150,23 @@ def members(node: Node) -> tuple[StepPlan, ...]:
 
 def lint(plan: Plan) -> None:
     """Refuses a plan that could not run right. Raises `DefinitionError` that names the saga and the step."""
-    if not plan.nodes:
-        raise DefinitionError(f"{plan.saga} has no steps; list at least one")
-    seen: set[str] = set()
+    lint_names(plan.saga, [step.name for step in plan.steps()])
     for step in plan.steps():
-        if step.name in seen:
+        _lint_step(plan.saga, step)
+
+
+def lint_names(saga: str, names: Sequence[str]) -> None:
+    """Refuses a saga without steps, with a step twice, or with too many."""
+    if not names:
+        raise DefinitionError(f"{saga} has no steps; list at least one")
+    if len(names) > STEPS_MAX:
+        raise DefinitionError(f"{saga} has {len(names)} steps, the limit is {STEPS_MAX}")
+    for name in names:
+        if names.count(name) > 1:
             raise DefinitionError(
-                f"{plan.saga} lists the step {step.name} twice; a step's name is unique within a saga: "
+                f"{saga} lists the step {name} twice; a step's name is unique within a saga: "
                 f"give one of them another name, by a subclass or by `name = ...`"
             )
-        seen.add(step.name)
-        _lint_step(plan.saga, step)
-    if len(seen) > STEPS_MAX:
-        raise DefinitionError(f"{plan.saga} has {len(seen)} steps, the limit is {STEPS_MAX}")
 
 
 def _lint_step(saga: str, step: StepPlan) -> None:

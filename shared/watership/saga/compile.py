@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
 from watership.errors import DefinitionError, error_code
-from watership.machine.plan import BreakerPlan, FallbackPlan, Node, Plan, StepPlan, lint
+from watership.machine.plan import BreakerPlan, FallbackPlan, Node, Plan, StepPlan, lint, lint_names
 from watership.saga.fallback import Fallback
 from watership.saga.models import shape_of
 from watership.saga.retry import COMPENSATION_RETRY, RetryPolicy
@@ -66,18 +66,9 @@ def check_class(saga: SagaClass) -> None:
     name = saga.__name__
     if not isinstance(saga.steps, list | tuple):
         raise DefinitionError(f"{name}.steps must be a list of step classes, it is a {type(saga.steps).__name__}")
-    if not saga.steps:
-        raise DefinitionError(f"{name} has no steps; list at least one")
-    seen: set[str] = set()
     for index, item in enumerate(saga.steps):
         _check_item(saga, f"{name}.steps[{index}]", item)
-        for step in (item.step, item.fallback) if isinstance(item, Fallback) else (item,):
-            if step_name(step) in seen:
-                raise DefinitionError(
-                    f"{name} lists the step {step_name(step)} twice; a step's name is unique within a saga: "
-                    f"give one of them another name, by a subclass or by `name = ...`"
-                )
-            seen.add(step_name(step))
+    lint_names(name, [step_name(step) for step in step_types(saga)])
 
 
 def context_type(saga: SagaClass) -> type[Any] | None:
@@ -88,6 +79,12 @@ def context_type(saga: SagaClass) -> type[Any] | None:
             if len(args) == 1 and getattr(getattr(base, "__origin__", None), "is_saga", False):
                 return None if isinstance(args[0], TypeVar) else args[0]
     return None
+
+
+def context_of(step: Step, own: type[Any]) -> type[Any]:
+    """The context class that a step of a saga on ``own`` gets: the saga's, where the step's fits it."""
+    declared = declared_types(step)[0]
+    return declared if isinstance(declared, type) and not issubclass(own, declared) else own
 
 
 def saga_name(saga: SagaClass) -> str:

@@ -25,8 +25,7 @@ from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState
-from watership.saga.compile import Definition, Step
-from watership.saga.step import declared_types
+from watership.saga.compile import Definition, context_of
 from watership.saga.storage.protocol import (
     LEASE_MS,
     HeldElsewhere,
@@ -59,11 +58,9 @@ class Job:
             return None
         fallback = self.definition.fallbacks.get(step)
         breaker = fallback.circuit_breaker if fallback is not None else None
-        return Hands(handler, self._context_of(handler), self.container, breaker, self.build_context)
-
-    def _context_of(self, handler: Step) -> type[Any]:
-        declared, own = declared_types(handler)[0], self.definition.context_type
-        return declared if isinstance(declared, type) and not issubclass(own, declared) else own
+        return Hands(
+            handler, context_of(handler, self.definition.context_type), self.container, breaker, self.build_context
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
