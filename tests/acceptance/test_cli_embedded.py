@@ -48,8 +48,8 @@ async def _run_sagas(sqlite_url: str) -> dict[str, uuid.UUID]:
 
 def test_the_tables_are_made_and_checked(command: Command) -> None:
     assert "watership db upgrade" in command.bad("db", "check")
-    for _ in range(2):
-        assert "is up to date" in command.good("db", "upgrade").err
+    for said in ("has this version's tables now", "nothing to do"):
+        assert said in command.good("db", "upgrade").err
     assert "is up to date" in command.good("db", "check").err
     assert command.good("db", "check", "--json").json == []
     assert "no sagas in the embedded database" in command.good("list").err

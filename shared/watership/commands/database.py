@@ -22,8 +22,9 @@ def upgrade(database_url: DatabaseUrl = None) -> None:
     from watership.saga.storage.trouble import shown
 
     url = load_settings(database_url=database_url).database()
-    asyncio.run(migrations.upgrade(url))
-    say(f"the database {shown(parse_url(url))} is up to date")
+    changed = asyncio.run(migrations.upgrade(url))
+    what = "has this version's tables now" if changed else "is up to date: nothing to do"
+    say(f"the database {shown(parse_url(url))} {what}")
 
 
 @app.command()

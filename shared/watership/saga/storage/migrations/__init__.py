@@ -28,12 +28,12 @@ _ALEMBIC = threading.Lock()
 _T = TypeVar("_T")
 
 
-async def upgrade(url: str | sa.URL) -> None:
-    """Brings the database to this version's schema; harmless if it is there. Raises `ConfigurationError`.
+async def upgrade(url: str | sa.URL) -> bool:
+    """Brings the database to this version's schema, and says whether it had to. Raises `ConfigurationError`.
 
     It does not go back: a schema of a newer Watership is left as it is.
     """
-    await asyncio.to_thread(_work, parse_url(url), _upgrade)
+    return await asyncio.to_thread(_work, parse_url(url), _upgrade)
 
 
 async def check(url: str | sa.URL) -> list[str]:
@@ -68,7 +68,7 @@ def _config(connection: sa.Connection) -> Config:
     return config
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def _upgrade(connection: sa.Connection) -> bool:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
         # Waiting behind a long report for the lock on a table would make every saga wait behind us.
@@ -87,6 +87,7 @@ def _upgrade(connection: sa.Connection) -> None:
         command.stamp(config, "head")
     elif revision is None or revision in _known(config):
         command.upgrade(config, "head")
+    return _revision(connection) != revision
 
 
 def _differences(connection: sa.Connection) -> list[str]:
