@@ -205,6 +205,14 @@ async def test_a_service_waits_for_what_is_down_says_so_and_stops_when_told(syst
     assert "Traceback" not in process.output
 
 
+async def test_a_worker_that_waits_for_its_broker_stops_when_told(system: System) -> None:
+    environment = {"WATERSHIP_BROKER_URL": "amqp://guest:secret@127.0.0.1:1/"}
+    process = system.processes.watership("worker", WORKER, env=environment, name="waiting")
+    await process.line(r"127\.0\.0\.1:1.*trying again in .* \(attempt 2\)")
+    assert await asyncio.to_thread(process.stop) == 0, process.output
+    assert "Traceback" not in process.output
+
+
 async def test_a_database_that_is_not_migrated_is_one_sentence(system: System) -> None:
     await system.ledger.execute("DROP TABLE watership_saga CASCADE")
     environment = {"WATERSHIP_BROKER_URL": system.broker_url, "WATERSHIP_DATABASE_URL": system.database_url}

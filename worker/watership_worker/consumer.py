@@ -82,7 +82,8 @@ class Consumer:
         for subscription in self._subscriptions:
             await subscription.cancel()
         await self._runs.wait()
-        await self._announce(leaving=True)
+        if self._subscriptions:  # else it never got as far as announcing itself
+            await self._announce(leaving=True)
         await self._bus.close()
 
     async def _announce(self, *, leaving: bool = False) -> None:
