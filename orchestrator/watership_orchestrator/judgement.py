@@ -130,6 +130,8 @@ class Judgement:
 
     def owed_reason(self) -> str | None:
         """Why the row owes something from this commit on; None: nothing, or its message brings it back."""
+        if self.by_message and self.owed_before is None:
+            return None  # the hot path: what follows is brought back by its message
         sends = self.commands_to_send()
         if (sends or self.notices) and not self.by_message:
             return UNCONFIRMED_YET

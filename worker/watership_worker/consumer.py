@@ -189,28 +189,23 @@ def _trace(delivery: Delivery) -> dict[str, str]:
 def _not_served(command: StepCommand, delivery: Delivery) -> StepReply:
     """This worker ran nothing; if the command was delivered before, another one may have: the machine keeps the doubt."""
     error = ErrorOnWire(code="not_served", type_name="NotServed", message=f"no handler for step {command.step} here")
-    return StepReply(
-        saga_id=command.saga_id,
-        step=command.step,
-        action=command.action,
-        attempt=command.attempt,
-        run=secrets.token_hex(8),
-        outcome=ReplyOutcome.NOT_SERVED,
-        error=error,
-        redelivered=delivery.redelivered,
-    )
+    return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery)
 
 
 def _could_not_run(command: StepCommand, error: Exception, delivery: Delivery) -> StepReply:
     on_wire = ErrorOnWire(code="worker_error", type_name=type(error).__name__[:200], message=repr(error)[:2_000])
+    return _without_a_run(command, ReplyOutcome.UNKNOWN, on_wire, delivery)
+
+
+def _without_a_run(command: StepCommand, outcome: ReplyOutcome, error: ErrorOnWire, delivery: Delivery) -> StepReply:
     return StepReply(
         saga_id=command.saga_id,
         step=command.step,
         action=command.action,
         attempt=command.attempt,
         run=secrets.token_hex(8),
-        outcome=ReplyOutcome.UNKNOWN,
-        error=on_wire,
+        outcome=outcome,
+        error=error,
         redelivered=delivery.redelivered,
     )
 
