@@ -67,11 +67,9 @@ def rejection_message(rejection: Rejection) -> Message | None:
 
 def answer(body: WireMessage, reply_to: str, *, message_id: str, correlation_id: str | None) -> Message:
     """A message to a ``reply_to`` queue. One whose queue is gone is dropped, and counts as sent."""
-    return Message(
-        exchange="",
-        routing_key=reply_to,
-        body=body.to_body(),
-        type=body.kind,
+    return body.addressed(
+        "",
+        reply_to,
         message_id=message_id,
         correlation_id=correlation_id,
         mandatory=False,
@@ -105,11 +103,9 @@ def _command(
         context=state.context,
         breaker=breaker,
     )
-    return Message(
-        exchange=topology.exchange,
-        routing_key=topology.step_key(step.queue),
-        body=body.to_body(),
-        type=StepCommand.kind,
+    return body.addressed(
+        topology.exchange,
+        topology.step_key(step.queue),
         message_id=f"{judgement.saga_id}:{command.step}:{command.action}:{command.attempt}:{generation}",
         correlation_id=str(judgement.saga_id),
         # Acts only: expiry is hygiene, and a compensation must never be thrown away.
@@ -169,11 +165,9 @@ def ended(saga_id: uuid.UUID, state: SagaState, seq: int) -> SagaEnded:
 
 def _event(body: SagaEnded, message_id: str, topology: Topology) -> Message:
     event = "parked" if body.parked_reason is not None else body.status.lower()
-    return Message(
-        exchange=topology.events_exchange,
-        routing_key=f"saga.{body.saga}.{event}",
-        body=body.to_body(),
-        type=body.kind,
+    return body.addressed(
+        topology.events_exchange,
+        f"saga.{body.saga}.{event}",
         message_id=f"{message_id}:event",
         correlation_id=str(body.saga_id),
         mandatory=False,

@@ -15,6 +15,7 @@ import pydantic
 from pydantic import Field
 
 from watership import codec
+from watership.bus.protocol import Message
 from watership.errors import InvalidPayload
 from watership.machine.state import Action, Failure, Outcome
 
@@ -33,6 +34,32 @@ class WireMessage(pydantic.BaseModel):
     def to_body(self) -> bytes:
         """The message as JSON; what is None is left out."""
         return codec.dumps(_given(self), default=_given)
+
+    def addressed(
+        self,
+        exchange: str,
+        routing_key: str,
+        *,
+        message_id: str,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expiration_ms: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        mandatory: bool = True,
+    ) -> Message:
+        """The message as a bus publishes it: its body as JSON, its kind as AMQP's ``type``."""
+        return Message(
+            exchange=exchange,
+            routing_key=routing_key,
+            body=self.to_body(),
+            type=self.kind,
+            message_id=message_id,
+            correlation_id=correlation_id,
+            reply_to=reply_to,
+            expiration_ms=expiration_ms,
+            headers=headers or {},
+            mandatory=mandatory,
+        )
 
 
 def _given(model: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from watership import codec
 from watership.bus.acks import Acks
-from watership.bus.protocol import Bus, Delivery, Fate, Message
+from watership.bus.protocol import Bus, Delivery, Fate
 from watership.bus.topology import Topology
 from watership.errors import (
     BrokerUnavailable,
@@ -150,11 +150,9 @@ class Wire:
 
     async def publish_start(self, body: StartSaga, *, listen: bool = True) -> None:
         """Publishes a start until the broker has it: the same id again is the same saga. ``listen``: to its progress."""
-        message = Message(
-            exchange=self._topology.exchange,
-            routing_key="start",
-            body=body.to_body(),
-            type=body.kind,
+        message = body.addressed(
+            self._topology.exchange,
+            "start",
             message_id=f"{body.saga_id}:start",
             correlation_id=str(body.saga_id),
             reply_to=self._replies if listen else None,
@@ -177,11 +175,9 @@ class Wire:
         if plan.hash in self._registered:
             return
         body = RegisterWorker(worker=self.name, plans=(plan.to_data(),))
-        message = Message(
-            exchange=self._topology.exchange,
-            routing_key="control",
-            body=body.to_body(),
-            type=body.kind,
+        message = body.addressed(
+            self._topology.exchange,
+            "control",
             message_id=f"{self.name}:{plan.hash}",
             correlation_id=plan.hash,
             reply_to=self._replies,
@@ -335,11 +331,9 @@ class Wire:
         correlation_id = uuid.uuid4().hex
         answer: asyncio.Future[AdminAnswer] = asyncio.get_running_loop().create_future()
         self._questions[correlation_id] = answer
-        message = Message(
-            exchange=self._topology.exchange,
-            routing_key="admin",
-            body=body.to_body(),
-            type=body.kind,
+        message = body.addressed(
+            self._topology.exchange,
+            "admin",
             message_id=correlation_id,
             correlation_id=correlation_id,
             reply_to=self._replies,

@@ -93,11 +93,9 @@ class Consumer:
             handlers=tuple(self._worker.announced()),
             leaving=leaving,
         )
-        message = Message(
-            exchange=self._topology.exchange,
-            routing_key="control",
-            body=body.to_body(),
-            type=body.kind,
+        message = body.addressed(
+            self._topology.exchange,
+            "control",
             message_id=f"{self.name}:{secrets.token_hex(4)}",
             reply_to=self._answers,
         )
@@ -170,11 +168,9 @@ class Consumer:
         return _reply(command, run, delivery)
 
     def _message(self, command: StepCommand, reply: StepReply, delivery: Delivery) -> Message:
-        return Message(
-            exchange=self._topology.exchange,
-            routing_key="replies",
-            body=reply.to_body(),
-            type=reply.kind,
+        return reply.addressed(
+            self._topology.exchange,
+            "replies",
             message_id=f"{command.saga_id}:{command.step}:{command.action}:{command.attempt}:{reply.run}",
             correlation_id=str(command.saga_id),
             headers=_trace(delivery),
