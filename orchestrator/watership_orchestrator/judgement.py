@@ -18,7 +18,7 @@ from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendComma
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Outcome, SagaState, Status
-from watership.messages import AdminRequest, AdminVerb, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
+from watership.messages import MISFIT, AdminRequest, AdminVerb, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_unsent
 from watership_orchestrator.store import StoredSaga
@@ -251,7 +251,10 @@ class _Judge:
         plan = self.plans.of(state)
         if reply.outcome is ReplyOutcome.NOT_SERVED:
             at_ms = self.now_ms + NOT_SERVED_RETRY_MS
-            event = e.StepNotServed(reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered)
+            misfit = reply.error.message if reply.error is not None and reply.error.code == MISFIT else None
+            event = e.StepNotServed(
+                reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered, misfit
+            )
             self._follow(plan, event, f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}")
             return
         cause = f"reply:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
@@ -275,6 +278,8 @@ class _Judge:
             failure,
             reply.redelivered,
             known,
+            reply.certain,
+            tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
         )
         reaction = self._follow(plan, event_, cause)
         if reaction.ledger is not None:

@@ -10,7 +10,8 @@ from typing import Any
 from watership.bus.protocol import Message
 from watership.bus.topology import Topology
 from watership.machine.effects import Effect, NotifyEnd, NotifyParked, NotifyStep, SendCommand
-from watership.machine.plan import FallbackPlan, Plan
+from watership.machine.nodes import FallbackPlan
+from watership.machine.plan import Plan
 from watership.machine.state import Action, SagaState
 from watership.messages import ErrorOnWire, SagaEnded, SagaKnown, SagaProgress, SagaRejected, StepCommand, WireMessage
 from watership_orchestrator.judgement import Judgement, Rejection
@@ -85,11 +86,11 @@ def _command(
 ) -> Message:
     assert plan is not None
     step = plan.by_name[command.step]
-    node = plan.node_of[command.step]
+    unit = plan.unit_of[command.step]
     generation = state.steps[command.step].generation if command.action is Action.COMPENSATE else 1
     breaker = None
-    if isinstance(node, FallbackPlan) and node.breaker is not None and command.step == node.primary.name:
-        breaker = dataclasses.asdict(node.breaker)
+    if isinstance(unit, FallbackPlan) and unit.breaker is not None and command.step == unit.primary.name:
+        breaker = dataclasses.asdict(unit.breaker)
     body = StepCommand.model_construct(
         v=1,
         saga=state.name,
@@ -100,7 +101,7 @@ def _command(
         generation=generation,
         idempotency_key=state.key_of(command.step, command.action),
         timeout_ms=step.timeout_ms,
-        context=state.context,
+        context=state.context_for(command.step, command.action),
         breaker=breaker,
     )
     return body.addressed(

@@ -31,13 +31,22 @@ from watership.errors import (
 from watership.response import Response
 from watership.saga.bootstrap import bootstrap
 from watership.saga.fallback import Fallback
+from watership.saga.flow import Parallel, Sleep, Wait
 from watership.saga.mediator import SagaMediator
 from watership.saga.models import SagaContext
 from watership.saga.recovery import recover_saga
 from watership.saga.results import SagaResult
 from watership.saga.retry import RetryPolicy
 from watership.saga.saga import Saga, SagaMap
-from watership.saga.step import Remote, SagaStepHandler, SagaStepResult, StepRun, current_step
+from watership.saga.step import (
+    Remote,
+    SagaStepHandler,
+    SagaStepResult,
+    StepEvent,
+    StepRun,
+    Verified,
+    current_step,
+)
 from watership.saga.storage.memory import MemorySagaStorage
 
 if TYPE_CHECKING:
@@ -58,6 +67,7 @@ __all__ = [
     "MemorySagaStorage",
     "OperationRefused",
     "OutcomeUnknown",
+    "Parallel",
     "Remote",
     "Response",
     "ResultTimeout",
@@ -74,13 +84,17 @@ __all__ = [
     "SagaResult",
     "SagaStepHandler",
     "SagaStepResult",
+    "Sleep",
     "SqlAlchemySagaStorage",
     "StartRejected",
     "StepError",
+    "StepEvent",
     "StepFailed",
     "StepRun",
     "StoreUnavailable",
     "UnknownSaga",
+    "Verified",
+    "Wait",
     "WatershipError",
     "bootstrap",
     "current_step",

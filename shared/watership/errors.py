@@ -158,6 +158,8 @@ class StepError(WatershipError):
     """
 
     code = "step_error"
+    #: Seconds before which no further attempt shall begin, on the class or on the instance; None: as the retry policy says.
+    retry_after_s: float | None = None
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

@@ -22,10 +22,12 @@ from watership.machine.state import Action, Failure, Outcome
 from watership.response import Response
 from watership.saga.compile import Step
 from watership.saga.models import Shape, patch_between, shape_of
-from watership.saga.step import SagaStepResult, StepRun, _current
+from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current
 
 ERROR_MESSAGE_MAX = 2_000
 CODE_MAX = 200
+EVENTS_MAX = 100
+RETRY_AFTER_S_MAX = 604_800
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +60,10 @@ class Hands:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Execution:
-    """What one run came to. ``error`` and ``result`` are this process's objects; the rest can go over the wire."""
+    """What one run came to. ``error`` and ``result`` are this process's objects; the rest can go over the wire.
+
+    ``misfit``: the context no longer fits the handler's class, and nothing ran.
+    """
 
     run: str
     outcome: Outcome
@@ -67,6 +72,8 @@ class Execution:
     failure: Failure | None = None
     error: Exception | None = None
     result: SagaStepResult[Any, Any] | None = None
+    events: tuple[dict[str, Any], ...] = ()
+    misfit: str | None = None
 
 
 async def execute(command: Command, hands: Hands) -> Execution:
@@ -95,23 +102,44 @@ async def _execute(run: str, command: Command, hands: Hands) -> Execution:
         context = _build_context(command, hands)
         shape = shape_of(type(context))
         before = shape.dump(context)
-    except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet, so it failed
-        return _failed(run, command, error, Outcome.FAILED)
+    except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet
+        return _misfit(run, command, hands, error)
     try:
         value = await _run_handler(command, hands, context)
     except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
-        outcome = Outcome.UNKNOWN if isinstance(error, OutcomeUnknown | TimeoutError) else Outcome.FAILED
+        unknown = command.action is Action.VERIFY or _may_have_acted(error, hands)
+        outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
         patch = _patch_if_possible(command, shape, before, context) if outcome is Outcome.UNKNOWN else None
         return _failed(run, command, error, outcome, patch)
     # From here the handler has run: whatever is wrong with what it left behind, it may have had its effect.
     patch = None
     try:
         patch = _checked_patch(command, shape, before, context)
+        if command.action is Action.VERIFY:
+            return Execution(run, _found(command, value), patch or None)
         result = _result_of(command, hands.handler, value)
         response = _response_to_data(command, result)
+        events = _events_to_data(command, result)
     except (InvalidPayload, LimitExceeded, TypeError) as error:
         return _failed(run, command, error, Outcome.UNKNOWN, patch)
-    return Execution(run, Outcome.DONE, patch or None, response, result=result)
+    return Execution(run, Outcome.DONE, patch or None, response, result=result, events=events)
+
+
+def _may_have_acted(error: Exception, hands: Hands) -> bool:
+    """An exception says that the step had no effect, but for those that say that nobody knows."""
+    return isinstance(error, (OutcomeUnknown, TimeoutError, *hands.handler.unknown_errors))
+
+
+def _found(command: Command, value: object) -> Outcome:
+    """What a verification says of its act."""
+    if not isinstance(value, Verified):
+        raise TypeError(
+            f"verify of step {command.step} returned a {type(value).__name__}; return Verified.DONE, Verified.NOT_DONE "
+            f"or Verified.STILL_UNKNOWN"
+        )
+    if value is Verified.DONE:
+        return Outcome.DONE
+    return Outcome.FAILED if value is Verified.NOT_DONE else Outcome.UNKNOWN
 
 
 def _build_context(command: Command, hands: Hands) -> Any:
@@ -126,8 +154,7 @@ async def _run_handler(command: Command, hands: Hands, context: Any) -> Any:
             try:
                 async with hands.container.scope() as scope:
                     handler = await scope.resolve(hands.handler)
-                    method = handler.act if command.action is Action.ACT else handler.compensate
-                    return await method(context)
+                    return await _method(handler, command.action)(context)
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if limit.expired() or limit.when() is None or (task is not None and task.cancelling()):
@@ -146,6 +173,12 @@ async def _run_handler(command: Command, hands: Hands, context: Any) -> Any:
                 f"step {command.step} of saga {command.saga_id} did not end within {command.timeout_ms / 1000:g} s"
             ) from error
         raise
+
+
+def _method(handler: SagaStepHandler[Any, Any], action: Action) -> Callable[[Any], Awaitable[Any]]:
+    if action is Action.ACT:
+        return handler.act
+    return handler.compensate if action is Action.COMPENSATE else handler.verify
 
 
 def _checked_patch(command: Command, shape: Shape[Any], before: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -191,6 +224,20 @@ def _response_to_data(command: Command, result: SagaStepResult[Any, Any]) -> Any
     return data
 
 
+def _events_to_data(command: Command, result: SagaStepResult[Any, Any]) -> tuple[dict[str, Any], ...]:
+    if not result.events:
+        return ()
+    if len(result.events) > EVENTS_MAX:
+        what = f"saga {command.saga_id}, step {command.step}: its events"
+        raise LimitExceeded(what, value=len(result.events), limit=EVENTS_MAX)
+    found = []
+    for event in result.events:
+        data = event.data.model_dump(mode="json") if isinstance(event.data, pydantic.BaseModel) else event.data
+        codec.encode_response(data, what=f"saga {command.saga_id}, step {command.step}: the event {event.name}")
+        found.append({"name": event.name, "data": data})
+    return tuple(found)
+
+
 _adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}
 
 
@@ -211,6 +258,18 @@ def response_from_data(declared: Any, data: Any) -> Any:
         return data
 
 
+def _misfit(run: str, command: Command, hands: Hands, error: Exception) -> Execution:
+    """Nothing ran: this process cannot make the handler's context of the saga's."""
+    failed = _failed(run, command, error, Outcome.FAILED)
+    if isinstance(error, InvalidPayload):
+        reason = (
+            f"the saga's context no longer fits {hands.context_type.__name__}, the context of step {command.step} "
+            f"({_words(error)}): deploy a worker whose class takes it"
+        )
+        return dataclasses.replace(failed, misfit=reason)
+    return failed
+
+
 def _failed(
     run: str, command: Command, error: Exception, outcome: Outcome, patch: dict[str, Any] | None = None
 ) -> Execution:
@@ -220,9 +279,18 @@ def _failed(
         message=_words(error),
         lineage=tuple(str(code)[:CODE_MAX] for code in error_lineage(type(error))),
         step=command.step,
+        retry_after_ms=_retry_after_ms(error),
     )
     error.add_note(f"in {command.action} of step {command.step}, saga {command.saga} {command.saga_id}")
     return Execution(run, outcome, patch, failure=failure, error=error)
+
+
+def _retry_after_ms(error: Exception) -> int | None:
+    """What an error that carries ``retry_after_s`` asks for."""
+    seconds = getattr(error, "retry_after_s", None)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= RETRY_AFTER_S_MAX:
+        return None
+    return round(seconds * 1000)
 
 
 def _words(error: Exception) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from watership.machine.changes import change_from_data, failure_from_data
 from watership.machine.effects import NotifyStep, effects_of
-from watership.machine.plan import Plan, members
+from watership.machine.nodes import ParallelPlan, members, units
+from watership.machine.plan import Plan
 from watership.machine.state import Status
 from watership.messages import SagaEnded, StartSaga
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
@@ -28,10 +29,8 @@ class Listening:
 
     def is_next(self, step: str) -> bool:
         """Whether this step follows what was seen, so that nothing was missed."""
-        if self.plan is None:
-            return False
-        nodes, seen = self.plan.nodes, self.watch.steps_seen
-        return seen < len(nodes) and any(member.name == step for member in members(nodes[seen]))
+        place = self.plan.places.get(step) if self.plan is not None else None
+        return place is not None and self._saw_before(place)
 
     def saw_all(self, end: SagaEnded) -> bool:
         """Whether every step that was done before this end was seen."""
@@ -40,11 +39,19 @@ class Listening:
         if self.plan is None:
             return False
         if end.status == Status.COMPLETED:
-            return self.watch.steps_seen == len(self.plan.nodes)
-        for index, node in enumerate(self.plan.nodes):
-            if any(member.name == end.failed_step for member in members(node)):
-                return self.watch.steps_seen >= index
-        return False
+            return self._saw_before(len(self.plan.nodes))
+        place = self.plan.places.get(end.failed_step or "")
+        if place is None or isinstance(self.plan.nodes[place], ParallelPlan):
+            return False  # how far it came cannot be told
+        return self._saw_before(place)
+
+    def _saw_before(self, place: int) -> bool:
+        """Whether a step of everything that stands before this place in the plan was seen."""
+        assert self.plan is not None
+        seen = self.watch.names_seen
+        return all(
+            any(step.name in seen for step in members(unit)) for node in self.plan.nodes[:place] for unit in units(node)
+        )
 
 
 def end_of(message: SagaEnded) -> SagaEnd:

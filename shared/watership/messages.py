@@ -23,6 +23,9 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 JsonObject = dict[str, Any]
 
+# The code of a reply that ran nothing since the saga's context does not fit the handler's class: no retry will mend it.
+MISFIT = "misfit"
+
 
 class WireMessage(pydantic.BaseModel):
     """What every message has: a kind, and the version of its form."""
@@ -101,17 +104,25 @@ class ErrorOnWire(pydantic.BaseModel):
     type_name: Annotated[str, Field(max_length=200)] = ""
     message: Annotated[str, Field(max_length=4_000)] = ""
     lineage: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+    retry_after_ms: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
 
     @classmethod
     def of(cls, failure: Failure | None) -> ErrorOnWire | None:
         """The failure as it goes over the wire."""
         if failure is None:
             return None
-        return cls(code=failure.code, type_name=failure.type_name, message=failure.message, lineage=failure.lineage)
+        return cls(
+            code=failure.code,
+            type_name=failure.type_name,
+            message=failure.message,
+            lineage=failure.lineage,
+            retry_after_ms=failure.retry_after_ms,
+        )
 
     def failure(self, step: str | None) -> Failure:
         """The failure as the machine knows it."""
-        return Failure(self.code, self.type_name, self.message, self.lineage or (self.code,), step)
+        lineage = self.lineage or (self.code,)
+        return Failure(self.code, self.type_name, self.message, lineage, step, self.retry_after_ms)
 
 
 class ReplyOutcome(StrEnum):
@@ -123,8 +134,20 @@ class ReplyOutcome(StrEnum):
     NOT_SERVED = "not_served"
 
 
+class EventOnWire(pydantic.BaseModel):
+    """What a step emits: it goes to ``events`` under ``saga.<saga>.<name>``."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,100}$")]
+    data: Any = None
+
+
 class StepReply(WireMessage):
-    """Worker → ``replies``: what one run came to. ``run`` names the run; ``redelivered`` repeats the command's flag."""
+    """Worker → ``replies``: what one run came to. ``run`` names the run; ``redelivered`` repeats the command's flag.
+
+    Of a ``verify``: done, failed (the act had no effect) or unknown. ``certain``: a barrier says that no other run of
+    it had an effect.
+    """
 
     kind: ClassVar[str] = "step-reply"
     saga_id: uuid.UUID
@@ -137,6 +160,8 @@ class StepReply(WireMessage):
     response: Any = None
     error: ErrorOnWire | None = None
     redelivered: bool = False
+    certain: bool = False
+    events: Annotated[tuple[EventOnWire, ...], Field(max_length=100)] | None = None
 
 
 class HandlerOnWire(pydantic.BaseModel):
@@ -163,6 +188,37 @@ class RegisterAnswer(WireMessage):
 
     kind: ClassVar[str] = "register-answer"
     refused: tuple[str, ...] = ()
+
+
+class Signal(WireMessage):
+    """Client → ``control``: what a saga waits for, or will wait for. The same ``signal_id`` again changes nothing."""
+
+    kind: ClassVar[str] = "signal"
+    saga_id: uuid.UUID
+    name: Name
+    signal_id: Annotated[str, Field(min_length=1, max_length=200)]
+    data: Any = None
+
+
+class SignalAnswer(WireMessage):
+    """Orchestrator → ``reply_to`` of a `Signal`: it is kept, or why not."""
+
+    kind: ClassVar[str] = "signal-answer"
+    saga_id: uuid.UUID
+    code: str | None = None
+    refused: str | None = None
+
+
+class StepEmitted(WireMessage):
+    """Orchestrator → ``events``: what a step emitted. The same one may come more than once, with the same message id."""
+
+    kind: ClassVar[str] = "step-emitted"
+    saga: Name
+    saga_id: uuid.UUID
+    seq: int
+    step: Name
+    event: str
+    data: Any = None
 
 
 class SagaProgress(WireMessage):
@@ -250,6 +306,9 @@ KINDS: Mapping[str, type[WireMessage]] = {
         StepReply,
         RegisterWorker,
         RegisterAnswer,
+        Signal,
+        SignalAnswer,
+        StepEmitted,
         SagaProgress,
         SagaEnded,
         SagaKnown,

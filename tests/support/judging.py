@@ -8,7 +8,8 @@ from typing import Any
 
 from watership.bus.topology import Topology
 from watership.machine.apply import fold
-from watership.machine.plan import Plan, StepPlan
+from watership.machine.nodes import StepPlan
+from watership.machine.plan import Plan
 from watership.machine.state import Action
 from watership.messages import AdminRequest, AdminVerb, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
 from watership.saga.storage.protocol import LogEntry

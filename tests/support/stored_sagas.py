@@ -11,7 +11,8 @@ from watership.codec import input_hash
 from watership.machine import events as e
 from watership.machine.apply import apply, fold
 from watership.machine.changes import Change
-from watership.machine.plan import Plan, RetryPlan, StepPlan
+from watership.machine.nodes import RetryPlan, StepPlan
+from watership.machine.plan import Plan
 from watership.machine.react import react
 from watership.machine.state import Action, Failure, Outcome, SagaState
 from watership.saga.storage.protocol import HeldElsewhere, Lease, LogEntry, SagaStorage

@@ -16,6 +16,7 @@ from watership import (
     AioBreakerAdapter,
     Fallback,
     MemorySagaStorage,
+    Parallel,
     Remote,
     Response,
     RetryPolicy,
@@ -26,8 +27,10 @@ from watership import (
     SagaResult,
     SagaStepHandler,
     SagaStepResult,
+    Sleep,
     SqlAlchemySagaStorage,
     StepRun,
+    Wait,
     bootstrap,
     current_step,
     recover_saga,
@@ -114,7 +117,7 @@ async def sagas_in_hand(context: OrderContext, storage: MemorySagaStorage) -> No
         async for result in transaction:
             assert_type(result, SagaStepResult[OrderContext, Any])
     await recover_saga(saga=saga, saga_id=uuid.uuid4(), context_builder=OrderContext, container=None, storage=storage)
-    steps: Sequence[type[SagaStepHandler[Any, Any]] | Fallback] = saga.steps
+    steps: Sequence[type[SagaStepHandler[Any, Any]] | Fallback | Parallel | Sleep | Wait] = saga.steps
     assert steps
 
 

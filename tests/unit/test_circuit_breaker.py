@@ -13,7 +13,7 @@ import pytest
 
 from watership.adapters.circuit_breaker import AioBreakerAdapter, Breakers, BreakerSettings, CircuitOpen, breaker_for
 from watership.errors import ConfigurationError, StepError
-from watership.machine.plan import BreakerPlan
+from watership.machine.nodes import BreakerPlan
 
 
 class CardDeclined(StepError):

@@ -20,7 +20,7 @@ from watership import (
     SagaStepHandler,
     StepError,
 )
-from watership.machine.plan import FallbackPlan
+from watership.machine.nodes import FallbackPlan
 from watership.saga.compile import compile_saga
 
 
@@ -78,7 +78,7 @@ def named(name: str, base: Any, steps: Any) -> type[Saga[Any]]:
     [
         ([], "OrderSaga has no steps; list at least one"),
         ("Reserve", "OrderSaga.steps must be a list of step classes, it is a str"),
-        ([Reserve, "Charge"], r"OrderSaga.steps\[1\] must be a SagaStepHandler class or a Fallback, it is a str"),
+        ([Reserve, "Charge"], r"OrderSaga.steps\[1\] must be a SagaStepHandler class, a Fallback, a Parallel, a Sleep or a Wait, it is a str"),
         ([int], r"OrderSaga.steps\[0\] must be .* it is the class int"),
         ([Reserve()], r"OrderSaga.steps\[0\] must be .* it is a Reserve"),
         ([Reserve, Charge, Reserve], "OrderSaga lists the step Reserve twice"),
@@ -163,7 +163,7 @@ def test_the_nearest_compensation_retry_wins() -> None:
     own = type("Own", (Reserve,), {"compensation_retry": RetryPolicy(max_attempts=7)})
     saga = make([own, Reserve])
 
-    def attempts(**settings: RetryPolicy) -> list[int]:
+    def attempts(**settings: RetryPolicy) -> list[int | None]:
         return [step.compensation_retry.attempts_max for step in compile_saga(saga, **settings).plan.steps()]
 
     assert attempts() == [7, 3]

@@ -67,7 +67,7 @@ async def test_done_with_the_changed_fields_only() -> None:
 async def test_none_is_an_answer_and_nothing_changed_is_no_patch() -> None:
     async def body(_: Order) -> None: ...
 
-    for action in Action:
+    for action in (Action.ACT, Action.COMPENSATE):
         done = await ran(body, action=action)
         assert (done.outcome, done.patch, done.response) == (Outcome.DONE, None, None)
 

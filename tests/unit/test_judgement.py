@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from watership.machine.effects import NotifyEnd, NotifyStep, SendCommand
-from watership.machine.plan import BreakerPlan, FallbackPlan, Plan, RetryPlan
+from watership.machine.nodes import BreakerPlan, FallbackPlan, RetryPlan
+from watership.machine.plan import Plan
 from watership.machine.state import Action, Phase, Status
 from watership.messages import AdminVerb
 from watership_orchestrator import judgement as j

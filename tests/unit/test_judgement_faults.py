@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from watership.machine.effects import NotifyEnd, NotifyStep, SendCommand
-from watership.machine.plan import FallbackPlan, Plan, RetryPlan
+from watership.machine.nodes import FallbackPlan, RetryPlan
+from watership.machine.plan import Plan
 from watership.machine.state import Action, Status
 from watership.messages import AdminVerb
 from watership_orchestrator import judgement as j

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from watership.listening import Listening
-from watership.machine.plan import FallbackPlan, Plan, StepPlan
+from watership.machine.nodes import FallbackPlan, StepPlan
+from watership.machine.plan import Plan
 from watership.messages import SagaEnded
 from watership.saga.watch import SagaWatch, StepDone
 

@@ -9,7 +9,8 @@ import pytest
 from watership.machine import changes as c
 from watership.machine import events as e
 from watership.machine.apply import fold
-from watership.machine.plan import FallbackPlan, Plan, RetryPlan, StepPlan
+from watership.machine.nodes import FallbackPlan, RetryPlan, StepPlan
+from watership.machine.plan import Plan
 from watership.machine.state import Action, Outcome
 from watership.testing import Scenario, given
 

@@ -9,7 +9,9 @@ import pytest
 
 from watership import DefinitionError
 from watership.machine import changes as c
-from watership.machine.plan import STEPS_MAX, BreakerPlan, FallbackPlan, Plan, RetryPlan, StepPlan, lint
+from watership.machine.lint import lint
+from watership.machine.nodes import STEPS_MAX, BreakerPlan, FallbackPlan, RetryPlan, StepPlan
+from watership.machine.plan import Plan
 from watership.machine.state import Action, Failure, Outcome
 
 
@@ -30,13 +32,24 @@ FAILURE = Failure("boom", "Boom", "it broke", ("boom", "step_error"), "A")
 CHANGES: list[c.Change] = [
     c.Created("OrderSaga", {"n": 1}, "hash"),
     c.Created("OrderSaga", {}, None, 5),
+    c.Created("OrderSaga", {}, "hash", None, 99),
     c.PlanPinned("hash"),
+    c.PlanPinned("hash", 99),
     c.PlanMissed(6),
     c.Dispatched("A", Action.ACT, 1, 7),
     c.Resent("A", Action.COMPENSATE, 2, 7, doubtful=True),
     c.Withdrawn("A", Action.ACT, 1),
     c.Replied("A", Action.ACT, 1, "r", Outcome.DONE, True, {"n": None}, {"r": [1]}),
     c.Replied("A", Action.ACT, 1, "r", Outcome.FAILED, False, failure=FAILURE),
+    c.Replied("A", Action.ACT, 1, "r", Outcome.UNKNOWN, False, failure=FAILURE, redelivered=True, in_doubt=True),
+    c.Replied("A", Action.ACT, 1, "r", Outcome.DONE, True, {"n": 1}, shared=True, events=[{"name": "e", "data": 1}]),
+    c.Verified("A", 1, Outcome.DONE, {"n": 1}),
+    c.Stopped("A"),
+    c.PivotReached("A"),
+    c.Waiting("W", 9),
+    c.Elapsed("W", Outcome.FAILED),
+    c.SignalKept("W", {"x": [1]}),
+    c.Signalled("W", None, "field"),
     c.Overdue("A", 1),
     c.Delayed("A", Action.ACT, 2, 8),
     c.Postponed("A", Action.ACT, 2, 8),
@@ -44,6 +57,7 @@ CHANGES: list[c.Change] = [
     c.Dropped("A"),
     c.NothingToUndo("A"),
     c.LateAct("A", 1, "r", Outcome.UNKNOWN, {"n": 2}),
+    c.LateAct("A", 1, "r", Outcome.DONE, {"n": 2}, aside=True),
     c.CompensationBegan(FAILURE),
     c.CompensationBegan(None),
     c.Completed(),
@@ -96,7 +110,7 @@ def changed(**settings: Any) -> dict[str, Any]:
         ({**changed(), "v": 2}, "a plan of version 2; this machine reads version 1"),
         ({**changed(), "nodes": []}, "OrderSaga has no steps"),
         ({**changed(), "nodes": [42]}, "not a plan"),
-        (changed(kind="wait"), "a plan's node of the kind 'wait'"),
+        (changed(kind="dance"), "a plan's node of the kind 'dance'"),
         (changed(colour="red"), "not a plan: .*colour"),
         (changed(timeout_ms=0), "OrderSaga.A: timeout_s"),
         (changed(queue_within_ms=-1), "OrderSaga.A: queue_within_s in ms must be"),
@@ -117,9 +131,9 @@ def test_what_is_no_plan_is_refused_in_words(data: dict[str, Any], words: str) -
 
 def test_lint_names_the_saga_and_the_step() -> None:
     with pytest.raises(DefinitionError, match="OrderSaga lists the step A twice"):
-        lint(Plan("OrderSaga", (step("A"), FallbackPlan(step("B"), step("A")))))
+        lint("OrderSaga", (step("A"), FallbackPlan(step("B"), step("A"))))
     with pytest.raises(DefinitionError, match=f"has {STEPS_MAX + 1} steps, the limit is {STEPS_MAX}"):
-        lint(Plan("OrderSaga", tuple(step(f"S{n}") for n in range(STEPS_MAX + 1))))
+        lint("OrderSaga", tuple(step(f"S{n}") for n in range(STEPS_MAX + 1)))
 
 
 def test_a_fallback_takes_over_by_lineage() -> None:

@@ -17,7 +17,8 @@ from watership.machine import changes as c
 from watership.machine import events as e
 from watership.machine.apply import fold
 from watership.machine.effects import SendCommand
-from watership.machine.plan import FallbackPlan, Plan, RetryPlan, StepPlan
+from watership.machine.nodes import FallbackPlan, RetryPlan, StepPlan
+from watership.machine.plan import Plan
 from watership.machine.react import react
 from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status, highest
 
@@ -273,6 +274,7 @@ class World(RuleBasedStateMachine):
         if self.state.status is not Status.COMPLETED:
             return
         for node in self.plan.nodes:
+            assert isinstance(node, FallbackPlan | StepPlan)
             one = node.primary if isinstance(node, FallbackPlan) else node
             step, stands = self.state.steps[one.name], self.state.steps[one.name]
             if isinstance(node, FallbackPlan) and node.fallback.name in self.state.steps:

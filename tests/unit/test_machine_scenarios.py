@@ -13,7 +13,8 @@ from watership.machine import events as e
 from watership.machine.apply import STATUS_MOVES, apply, fold
 from watership.machine.directions import GRACE_MS
 from watership.machine.effects import NotifyEnd, NotifyParked, NotifyStep
-from watership.machine.plan import FallbackPlan, Plan, RetryPlan, StepPlan
+from watership.machine.nodes import FallbackPlan, RetryPlan, StepPlan
+from watership.machine.plan import Plan
 from watership.machine.react import react
 from watership.machine.state import Action, Outcome, Phase, SagaState, Status
 from watership.testing import Scenario

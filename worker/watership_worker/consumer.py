@@ -14,7 +14,18 @@ from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.errors import ConfigurationError, InvalidPayload, LimitExceeded
 from watership.execution import Command, Execution, execute
-from watership.messages import ErrorOnWire, RegisterAnswer, RegisterWorker, ReplyOutcome, StepCommand, StepReply, read
+from watership.machine.state import Action
+from watership.messages import (
+    MISFIT,
+    ErrorOnWire,
+    EventOnWire,
+    RegisterAnswer,
+    RegisterWorker,
+    ReplyOutcome,
+    StepCommand,
+    StepReply,
+    read,
+)
 from watership.service import Tasks, patiently
 from watership.settings import Settings
 from watership_worker.replier import Replier
@@ -139,6 +150,10 @@ class Consumer:
         hands = self._worker.hands(command)
         if hands is None:
             return _not_served(command, delivery)
+        if delivery.redelivered and command.action is Action.ACT and not hands.handler.rerun:
+            words = f"step {command.step} was delivered before, and must not run twice (rerun = False)"
+            error = ErrorOnWire(code="run_lost", type_name="RunLost", message=words)
+            return _without_a_run(command, ReplyOutcome.UNKNOWN, error, delivery)
         if delivery.redelivered:
             log.info(
                 "saga %s: %s of %s is run again: it was delivered before", command.saga_id, command.action, command.step
@@ -165,6 +180,9 @@ class Consumer:
                 run.outcome,
                 run.error,
             )
+        if run.misfit is not None:
+            error = ErrorOnWire(code=MISFIT, type_name="Misfit", message=run.misfit[:2_000])
+            return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery)
         return _reply(command, run, delivery)
 
     def _message(self, command: StepCommand, reply: StepReply, delivery: Delivery) -> Message:
@@ -219,4 +237,5 @@ def _reply(command: StepCommand, run: Execution, delivery: Delivery) -> StepRepl
         response=run.response,
         error=ErrorOnWire.of(run.failure),
         redelivered=delivery.redelivered,
+        events=tuple(EventOnWire.model_construct(**event) for event in run.events) or None,
     )

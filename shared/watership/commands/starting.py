@@ -120,9 +120,9 @@ async def _worry(wire: Wire, watched: SagaWatch) -> None:
     """Says what a saga waits for when nothing is heard of it for a while, once for each thing."""
     said = ""
     while True:
-        seen = watched.last_seq
+        seen = watched.steps_seen
         await asyncio.sleep(QUIET_S)
-        if watched.last_seq != seen or watched.over:
+        if watched.steps_seen != seen or watched.over:
             continue
         try:
             view = await wire.ask(AdminVerb.SHOW, saga_id=watched.saga_id)

@@ -62,6 +62,18 @@ def _words(change: c.Change, at_ms: int) -> tuple[str, str, str]:
             return "withdrawn", QUIET, "it was decided, and never sent"
         case c.Replied():
             return _reply(change)
+        case c.Verified():
+            return str(change.outcome), _OUTCOMES[change.outcome], "as its verification found"
+        case c.Stopped():
+            return "stopped", BAD, "it can neither be undone nor left"
+        case c.PivotReached():
+            return "pivot", MARK, "from here the saga only goes forward"
+        case c.Waiting():
+            return "waits", QUIET, f"until {span(change.due_at_ms - at_ms)} from here, at the longest"
+        case c.Elapsed():
+            return "its time is over", QUIET if change.outcome is Outcome.DONE else BAD, ""
+        case c.Signalled():
+            return "signal", GOOD, f"its data is in {change.into}" if change.into else ""
         case c.Overdue():
             return "unknown", DOUBTFUL, "no reply in its time"
         case c.Delayed():
@@ -87,6 +99,8 @@ def _words_of_the_whole(change: c.Change, at_ms: int) -> tuple[str, str, str]:
             return "plan found", QUIET, change.plan_hash
         case c.PlanMissed():
             return "no plan yet", DOUBTFUL, f"looks again in {span(change.look_again_at_ms - at_ms)}"
+        case c.SignalKept():
+            return "signal kept", QUIET, f"{change.name}: it came before the saga waits for it"
         case c.CompensationBegan():
             return "compensation began", DOUBTFUL, ""
         case c.Completed():

@@ -41,11 +41,12 @@ def _created(state: SagaState, change: c.Created) -> None:
     state.name, state.plan_hash = change.name, change.plan_hash
     state.context = dict(change.context)
     state.status = Status.RUNNING if change.look_again_at_ms is None else Status.PENDING
-    state.plan_due_at_ms = change.look_again_at_ms
+    state.plan_due_at_ms, state.deadline_at_ms = change.look_again_at_ms, change.deadline_at_ms
 
 
 def _plan_pinned(state: SagaState, change: c.PlanPinned) -> None:
     state.plan_hash, state.plan_due_at_ms = change.plan_hash, None
+    state.deadline_at_ms = change.deadline_at_ms
 
 
 def _plan_missed(state: SagaState, change: c.PlanMissed) -> None:
@@ -78,16 +79,62 @@ def _withdrawn(state: SagaState, change: c.Withdrawn) -> None:
 def _replied(state: SagaState, change: c.Replied) -> None:
     step = state.step(change.step)
     action = step.of(change.action)
-    action.outcome = highest(action.outcome, change.outcome)
     action.run, action.due_at_ms = change.run, None
+    action.doubtful = action.doubtful or bool(change.redelivered)
+    state.emits = state.emits or bool(change.events)
     if change.patch:
         state.context.update(change.patch)
+        if change.shared:
+            step.own = {**(step.own or {}), **change.patch}
+    if change.in_doubt:  # not unknown yet: what came of it is asked about
+        action.phase, step.doubt = Phase.IN_DOUBT, change.failure
+        step.verify = ActionState(attempt=step.verify.attempt, spent=step.verify.attempt)
+        return
+    action.outcome = highest(action.outcome, change.outcome)
     if change.outcome is Outcome.DONE or (change.final and change.action is Action.ACT):
         action.phase = Phase.SETTLED
     elif change.final:
         action.phase = Phase.STOPPED
     if change.action is Action.COMPENSATE and action.phase is Phase.SETTLED and step.undo_again:
         _begin_generation(step)
+
+
+def _verified(state: SagaState, change: c.Verified) -> None:
+    step = state.step(change.step)
+    step.act.outcome, step.act.phase = highest(step.act.outcome, change.outcome), Phase.SETTLED
+    step.verify.phase, step.verify.due_at_ms, step.doubt = Phase.SETTLED, None, None
+    if change.patch:
+        state.context.update(change.patch)
+
+
+def _stopped(state: SagaState, change: c.Stopped) -> None:
+    state.step(change.step).act.phase = Phase.STOPPED
+
+
+def _pivot_reached(state: SagaState, _: c.PivotReached) -> None:
+    state.pivoted, state.deadline_at_ms = True, None
+
+
+def _waiting(state: SagaState, change: c.Waiting) -> None:
+    act = state.step(change.step).act
+    act.phase, act.attempt, act.due_at_ms = Phase.WAITING, 1, change.due_at_ms
+
+
+def _elapsed(state: SagaState, change: c.Elapsed) -> None:
+    act = state.step(change.step).act
+    act.phase, act.outcome, act.due_at_ms = Phase.SETTLED, change.outcome, None
+
+
+def _signal_kept(state: SagaState, change: c.SignalKept) -> None:
+    state.signals[change.name] = change.data
+
+
+def _signalled(state: SagaState, change: c.Signalled) -> None:
+    act = state.step(change.step).act
+    act.phase, act.outcome, act.due_at_ms = Phase.SETTLED, Outcome.DONE, None
+    state.signals.pop(change.step, None)
+    if change.into is not None:
+        state.context[change.into] = change.data
 
 
 def _overdue(state: SagaState, change: c.Overdue) -> None:
@@ -125,7 +172,9 @@ def _nothing_to_undo(state: SagaState, change: c.NothingToUndo) -> None:
 def _late_act(state: SagaState, change: c.LateAct) -> None:
     step = state.step(change.step)
     step.act.outcome = highest(step.act.outcome, change.outcome)
-    if change.patch:
+    if change.patch and change.aside:
+        step.own = {**(step.own or {}), **change.patch}
+    elif change.patch:
         state.context.update(change.patch)
     if step.compensate.phase is Phase.SETTLED:
         _begin_generation(step)
@@ -142,7 +191,7 @@ def _begin_generation(step: StepState) -> None:
 
 
 def _compensation_began(state: SagaState, change: c.CompensationBegan) -> None:
-    state.plan_due_at_ms = None
+    state.plan_due_at_ms = state.deadline_at_ms = None
     if change.failure is not None and state.failure is None:
         state.failure = change.failure
 
@@ -154,7 +203,7 @@ def _parked(state: SagaState, change: c.Parked) -> None:
 def _unparked(state: SagaState, _: c.Unparked) -> None:
     state.parked_reason, state.plan_looks = None, 0
     for step in state.steps.values():
-        step.act.refusals = step.compensate.refusals = 0
+        step.act.refusals = step.compensate.refusals = step.verify.refusals = 0
 
 
 def _retry_allowed(state: SagaState, change: c.RetryAllowed) -> None:
@@ -174,6 +223,13 @@ _FOLDS: dict[type[c.Change], Callable[[SagaState, Any], None]] = {
     c.Resent: _resent,
     c.Withdrawn: _withdrawn,
     c.Replied: _replied,
+    c.Verified: _verified,
+    c.Stopped: _stopped,
+    c.PivotReached: _pivot_reached,
+    c.Waiting: _waiting,
+    c.Elapsed: _elapsed,
+    c.SignalKept: _signal_kept,
+    c.Signalled: _signalled,
     c.Overdue: _overdue,
     c.Delayed: _delayed,
     c.Postponed: _postponed,

@@ -18,6 +18,7 @@ class Created:
     context: dict[str, Any]
     plan_hash: str | None
     look_again_at_ms: int | None = None
+    deadline_at_ms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class PlanPinned:
 
     kind: ClassVar[str] = "plan_pinned"
     plan_hash: str
+    deadline_at_ms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +73,11 @@ class Withdrawn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replied:
-    """A run's outcome was applied. ``final``: no further attempt follows by itself."""
+    """A run's outcome was applied. ``final``: no further attempt follows by itself.
+
+    ``redelivered``: another run of it may have been begun. ``in_doubt``: it is not unknown yet, but asked about first.
+    ``shared``: a member of a parallel group, whose fields others may write too. ``events``: what the step emitted.
+    """
 
     kind: ClassVar[str] = "replied"
     step: str
@@ -83,6 +89,74 @@ class Replied:
     patch: dict[str, Any] | None = None
     response: Any = None
     failure: Failure | None = None
+    redelivered: bool | None = None
+    in_doubt: bool | None = None
+    shared: bool | None = None
+    events: list[dict[str, Any]] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verified:
+    """What came of asking about an act: done, failed (it had no effect), or unknown, and it stays unknown."""
+
+    kind: ClassVar[str] = "verified"
+    step: str
+    attempt: int
+    outcome: Outcome
+    patch: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stopped:
+    """An act that can neither be undone nor left is out of attempts: the saga is parked."""
+
+    kind: ClassVar[str] = "stopped"
+    step: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PivotReached:
+    """The pivot is about to be sent: no deadline and no cancel from here."""
+
+    kind: ClassVar[str] = "pivot_reached"
+    step: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Waiting:
+    """A sleep or a wait began, and lasts until ``due_at_ms`` at the longest."""
+
+    kind: ClassVar[str] = "waiting"
+    step: str
+    due_at_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Elapsed:
+    """A sleep ended, or a wait had no signal in its time. ``outcome``: done, or failed where the saga turns around."""
+
+    kind: ClassVar[str] = "elapsed"
+    step: str
+    outcome: Outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SignalKept:
+    """A signal came before the saga waits for it."""
+
+    kind: ClassVar[str] = "signal_kept"
+    name: str
+    data: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signalled:
+    """A wait had its signal: its data is in the context's field ``into``."""
+
+    kind: ClassVar[str] = "signalled"
+    step: str
+    data: Any
+    into: str | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,7 +212,10 @@ class NothingToUndo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LateAct:
-    """An act that nobody awaited any more may have had its effect: merged, and to be undone (again)."""
+    """An act that nobody awaited any more may have had its effect: merged, and to be undone (again).
+
+    ``aside``: what it wrote is for its own compensation alone, since others have written the same since.
+    """
 
     kind: ClassVar[str] = "late_act"
     step: str
@@ -146,6 +223,7 @@ class LateAct:
     run: str
     outcome: Outcome
     patch: dict[str, Any] | None = None
+    aside: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -212,6 +290,13 @@ Change = (
     | Resent
     | Withdrawn
     | Replied
+    | Verified
+    | Stopped
+    | PivotReached
+    | Waiting
+    | Elapsed
+    | SignalKept
+    | Signalled
     | Overdue
     | Delayed
     | Postponed
@@ -257,15 +342,25 @@ def change_from_data(data: Mapping[str, Any]) -> Change:
 
 def failure_to_data(failure: Failure) -> dict[str, Any]:
     """Plain JSON data."""
-    return {
+    data: dict[str, Any] = {
         "code": failure.code,
         "type_name": failure.type_name,
         "message": failure.message,
         "lineage": list(failure.lineage),
         "step": failure.step,
     }
+    if failure.retry_after_ms is not None:
+        data["retry_after_ms"] = failure.retry_after_ms
+    return data
 
 
 def failure_from_data(data: Mapping[str, Any]) -> Failure:
     """Reads what `failure_to_data` wrote."""
-    return Failure(data["code"], data["type_name"], data["message"], tuple(data["lineage"]), data["step"])
+    return Failure(
+        data["code"],
+        data["type_name"],
+        data["message"],
+        tuple(data["lineage"]),
+        data["step"],
+        data.get("retry_after_ms"),
+    )

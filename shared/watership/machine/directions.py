@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from watership.machine import changes as c
 from watership.machine.apply import apply
-from watership.machine.plan import FallbackPlan, Node, Plan, StepPlan, members
+from watership.machine.nodes import (
+    FallbackPlan,
+    Node,
+    ParallelPlan,
+    SleepPlan,
+    StepPlan,
+    Unit,
+    WaitPlan,
+    members,
+    units,
+)
+from watership.machine.plan import Plan
 from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status, StepState
 
 # What a command's deadline allows beyond its time in the queue and its run: the reply's way back.
@@ -36,6 +47,9 @@ class Decision:
         assert self.plan is not None, "a step was touched, so the saga has its plan"
         return self.plan.by_name[name]
 
+    def is_pivot(self, step: str) -> bool:
+        return self.plan is not None and self.plan.pivot == step
+
 
 def go_on(d: Decision) -> None:
     """Looks at the saga afresh, in the direction in which it runs."""
@@ -49,18 +63,42 @@ def go_on(d: Decision) -> None:
         _undo_passed_over(d)
 
 
+# --- forward -------------------------------------------------------------------------------------------------------
+
+
 def _forward(d: Decision) -> None:
     for node in d.nodes:
-        if not (_forward_fallback(d, node) if isinstance(node, FallbackPlan) else _forward_step(d, node)):
+        if not _is_through(d, node):
             return
+        if d.state.status is not Status.RUNNING or d.state.parked_reason is not None:
+            return  # a signal that was there already turned it around
     d.record(c.Completed())
 
 
+def _is_through(d: Decision, node: Node) -> bool:
+    """Whether the saga has this node behind it; if it was not begun, it is now."""
+    match node:
+        case StepPlan() | FallbackPlan():
+            return _forward_unit(d, node)
+        case ParallelPlan():
+            through = [_forward_unit(d, unit) for unit in node.nodes]  # each is begun, also behind one that is not done
+            return all(through)
+        case SleepPlan() | WaitPlan():
+            return _forward_pause(d, node)
+
+
+def _forward_unit(d: Decision, unit: Unit) -> bool:
+    return _forward_fallback(d, unit) if isinstance(unit, FallbackPlan) else _forward_step(d, unit)
+
+
 def _forward_step(d: Decision, step: StepPlan) -> bool:
-    """Whether the step is done; if it was never told to act, it is now."""
+    """Whether the step is done; if it was never told to act, or may try again, it is told now."""
     state = d.state.peek(step.name)
     if state is None or state.act.phase is Phase.IDLE:
         dispatch(d, step, Action.ACT, attempt=1)
+        return False
+    if state.act.may_go_again:
+        dispatch(d, step, Action.ACT, attempt=state.act.attempt + 1)
         return False
     return state.act.phase is Phase.SETTLED
 
@@ -78,26 +116,79 @@ def _forward_fallback(d: Decision, node: FallbackPlan) -> bool:
     return _forward_step(d, node.fallback)
 
 
+def _forward_pause(d: Decision, node: SleepPlan | WaitPlan) -> bool:
+    state = d.state.peek(node.name)
+    if state is not None:
+        return state.act.phase is Phase.SETTLED
+    if isinstance(node, WaitPlan) and node.name in d.state.signals:
+        signalled(d, node, d.state.signals[node.name])
+        return True
+    duration_ms = node.timeout_ms if isinstance(node, WaitPlan) else node.duration_ms
+    d.record(c.Waiting(node.name, d.now_ms + duration_ms))
+    return False
+
+
+def signalled(d: Decision, wait: WaitPlan, data: object) -> None:
+    """A wait has its signal: the data is kept, and turns the saga around if the plan says so."""
+    d.record(c.Signalled(wait.name, data, wait.into))
+    if wait.rejects(data):
+        field, value = wait.reject_if or ("", None)
+        d.record(
+            c.CompensationBegan(
+                Failure(
+                    "rejected", "Rejected", f"the signal {wait.name} has {field} = {value!r}", ("rejected",), wait.name
+                )
+            )
+        )
+        go_on(d)
+
+
+# --- backward ------------------------------------------------------------------------------------------------------
+
+
 def _backward(d: Decision) -> None:
     """Law 4: from the last node to the first, each only when the one after it is done compensating."""
     for node in reversed(d.nodes):
-        for step in reversed(members(node)):
-            state = d.state.peek(step.name)
-            if state is None:
-                continue
-            if state.act.phase is Phase.DELAYED:
-                d.record(c.Dropped(step.name))
-            if state.act.phase is Phase.AWAITED:
-                return  # it may be acting right now: its outcome, or its deadline, comes first
-            if state.needs_undoing and not undo(d, step, state):
-                return
-    d.record(c.Compensated())
+        if isinstance(node, SleepPlan | WaitPlan):
+            state = d.state.peek(node.name)
+            if state is not None and state.act.phase is Phase.WAITING:
+                d.record(c.Dropped(node.name))
+            continue
+        if not _acts_are_over(d, node):
+            return  # one may be acting right now: its outcome, or its deadline, comes first
+        undone = [_is_undone(d, unit) for unit in units(node)]  # the members of a group are compensated together
+        if not all(undone):
+            return
+    if d.state.parked_reason is None:
+        d.record(c.Compensated())
+
+
+def _acts_are_over(d: Decision, node: Node) -> bool:
+    over = True
+    for step in members(node):
+        state = d.state.peek(step.name)
+        if state is None:
+            continue
+        if state.act.phase is Phase.DELAYED:
+            d.record(c.Dropped(step.name))
+        elif state.act.phase is Phase.IN_DOUBT:  # nobody asks any more: in doubt means undone (law 5)
+            d.record(c.Verified(step.name, state.act.attempt, Outcome.UNKNOWN))
+        over = over and state.act.phase is not Phase.AWAITED
+    return over
+
+
+def _is_undone(d: Decision, unit: Unit) -> bool:
+    for step in reversed(members(unit)):
+        state = d.state.peek(step.name)
+        if state is not None and state.needs_undoing and not undo(d, step, state):
+            return False
+    return True
 
 
 def _undo_passed_over(d: Decision) -> None:
     """In a saga that is COMPLETED: undoes the primaries that acted after all, late, behind their stand-ins."""
-    for node in reversed(d.nodes):
-        if not isinstance(node, FallbackPlan) or not passed_over(d, node.primary.name):
+    for node in reversed(d.plan.fallbacks if d.plan is not None else ()):
+        if not passed_over(d, node.primary.name):
             continue
         primary = d.state.step(node.primary.name)
         if primary.needs_undoing and not undo(d, node.primary, primary):
@@ -107,8 +198,10 @@ def _undo_passed_over(d: Decision) -> None:
 def undo(d: Decision, step: StepPlan, state: StepState) -> bool:
     """Whether the step is undone; if its compensation was never sent, or a person allowed a retry, it is sent now."""
     undoing = state.compensate
-    allowed_again = undoing.phase is Phase.STOPPED and undoing.spent == undoing.attempt
-    if undoing.phase is Phase.IDLE or allowed_again:
+    if undoing.phase is Phase.IDLE or undoing.may_go_again:
+        if not step.compensable and d.is_pivot(step.name):
+            d.record(c.Parked(_pivot_acted_late(d, step.name)))
+            return False
         if not step.compensable:
             d.record(c.NothingToUndo(step.name))
             return True
@@ -116,9 +209,21 @@ def undo(d: Decision, step: StepPlan, state: StepState) -> bool:
     return False
 
 
+def _pivot_acted_late(d: Decision, step: str) -> str:
+    return (
+        f"the pivot {step} acted after all, or may have, when the saga had turned around, and it cannot be undone: put its "
+        f"effect right by hand, then `watership retry {d.state.saga_id}` to compensate the rest (embedded: recover_saga)"
+    )
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
 def dispatch(d: Decision, step: StepPlan, action: Action, *, attempt: int) -> None:
     """Decides a command; its reply is awaited until the deadline."""
     assert action is Action.COMPENSATE or d.state.status is Status.RUNNING, "law 3: no act is decided after the turn"
+    if action is Action.ACT and d.is_pivot(step.name) and not d.state.pivoted:
+        d.record(c.PivotReached(step.name))
     d.record(c.Dispatched(step.name, action, attempt, deadline_ms(d, step)))
 
 
@@ -135,5 +240,5 @@ def turn_around(d: Decision, failure: Failure | None) -> None:
 
 def passed_over(d: Decision, step: str) -> bool:
     """Whether another step acted in this one's place."""
-    node = d.plan.node_of.get(step) if d.plan is not None else None
-    return isinstance(node, FallbackPlan) and step == node.primary.name and node.fallback.name in d.state.steps
+    unit = d.plan.unit_of.get(step) if d.plan is not None else None
+    return isinstance(unit, FallbackPlan) and step == unit.primary.name and unit.fallback.name in d.state.steps

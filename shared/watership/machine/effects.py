@@ -48,7 +48,18 @@ class NotifyParked:
     reason: str
 
 
-Effect = SendCommand | NotifyStep | NotifyEnd | NotifyParked
+@dataclasses.dataclass(frozen=True, slots=True)
+class PublishEvent:
+    """Tell the world what a step emitted. ``index``: its place among those of the same log entry."""
+
+    seq: int
+    index: int
+    step: str
+    name: str
+    data: Any
+
+
+Effect = SendCommand | NotifyStep | NotifyEnd | NotifyParked | PublishEvent
 
 
 def effects_of(seq: int, changes: Iterable[c.Change]) -> list[Effect]:
@@ -58,8 +69,14 @@ def effects_of(seq: int, changes: Iterable[c.Change]) -> list[Effect]:
         match change:
             case c.Dispatched() | c.Resent():
                 effects.append(SendCommand(change.step, change.action, change.attempt))
-            case c.Replied(action=Action.ACT, outcome=Outcome.DONE):
-                effects.append(NotifyStep(seq, change.step, change.response, change.patch))
+            case c.Replied():
+                if change.action is Action.ACT and change.outcome is Outcome.DONE:
+                    effects.append(NotifyStep(seq, change.step, change.response, change.patch))
+                for event in change.events or ():
+                    index = sum(isinstance(effect, PublishEvent) for effect in effects)
+                    effects.append(PublishEvent(seq, index, change.step, event["name"], event["data"]))
+            case c.Verified(outcome=Outcome.DONE):
+                effects.append(NotifyStep(seq, change.step, None, change.patch))
             case c.Completed():
                 effects.append(NotifyEnd(seq, Status.COMPLETED))
             case c.Compensated():

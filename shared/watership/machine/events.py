@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from watership.machine.state import Action, Failure, Outcome
@@ -50,7 +51,8 @@ class StepReplied:
 
     ``run`` names that run: the same for a duplicate of the reply, another for another run of the same command.
     ``redelivered``: the command was delivered before, so an earlier run may have had an effect.
-    ``known``: the log has this very run already.
+    ``certain``: a barrier says that no run of it has had one. ``known``: the log has this very run already.
+    ``events``: what the step emitted, each with a name and data.
     """
 
     step: str
@@ -63,13 +65,16 @@ class StepReplied:
     failure: Failure | None = None
     redelivered: bool = False
     known: bool = False
+    certain: bool = False
+    events: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepNotServed:
-    """A worker got a command for a step that it does not have: it ran nothing.
+    """A worker got a command for a step that it does not have, or cannot run: it ran nothing.
 
     ``redelivered``: the command was delivered before, so an earlier run may have had an effect.
+    ``reason``: why no other worker of this version could run it either; None: it has no such step.
     """
 
     step: str
@@ -78,6 +83,16 @@ class StepNotServed:
     retry_at_ms: int
     refusals_max: int
     redelivered: bool = False
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SignalReceived:
+    """Somebody answered what the saga waits for, or will wait for. ``trouble``: its data does not fit, and why."""
+
+    name: str
+    data: Any
+    trouble: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,6 +157,7 @@ Event = (
     | ContextRefused
     | StepReplied
     | StepNotServed
+    | SignalReceived
     | TimePassed
     | DispatchRepeated
     | RunInterrupted

@@ -8,94 +8,46 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from watership.errors import DefinitionError
+from watership.machine.lint import lint
+from watership.machine.nodes import (
+    BreakerPlan,
+    FallbackPlan,
+    Node,
+    ParallelPlan,
+    RetryPlan,
+    SleepPlan,
+    StepPlan,
+    Unit,
+    WaitPlan,
+    members,
+    names,
+    units,
+)
 
 PLAN_VERSION = 1
-STEPS_MAX = 1_000
-ATTEMPTS_MAX = 1_000_000
-DELAY_MS_MAX = 604_800_000  # seven days
-# RabbitMQ takes a command back that is not acknowledged within 30 minutes: a longer run would be run twice.
-TIMEOUT_MS_MAX = 1_500_000
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RetryPlan:
-    """How often an action is tried, and how long apart. ``attempts_max`` counts all attempts, the first included."""
-
-    attempts_max: int = 1
-    delay_ms: int = 0
-    backoff: float = 2.0
-    delay_max_ms: int = 300_000
-    jitter: float = 0.0
-
-    def delay_before_ms(self, attempt: int, *, salt: str) -> int:
-        """The wait before ``attempt`` (2 is the first retry).
-
-        Jitter comes from ``salt`` by a checksum, not from chance: the machine stays pure, and sagas still spread out.
-        """
-        if attempt <= 1 or self.delay_ms == 0:
-            return 0
-        try:
-            delay = min(self.delay_ms * self.backoff ** (attempt - 2), float(self.delay_max_ms))
-        except OverflowError:
-            delay = float(self.delay_max_ms)
-        spread = zlib.crc32(f"{salt}:{attempt}".encode()) / 0xFFFF_FFFF
-        return int(delay * (1.0 + self.jitter * spread))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BreakerPlan:
-    """A circuit breaker's settings. Its state lives in each worker process."""
-
-    fail_max: int
-    timeout_duration_s: float
-    exclude: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One step. ``compensable`` False: nothing to undo, so no command is sent for it."""
-
-    name: str
-    queue: str
-    retry: RetryPlan = RetryPlan()
-    compensation_retry: RetryPlan = RetryPlan(attempts_max=3, delay_ms=1_000)
-    timeout_ms: int = 60_000
-    queue_within_ms: int = 300_000
-    compensable: bool = True
-    kind: Literal["step"] = "step"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FallbackPlan:
-    """A primary step and the one that acts in its place when it failed with one of ``failure_codes`` (empty: any)."""
-
-    primary: StepPlan
-    fallback: StepPlan
-    failure_codes: tuple[str, ...] = ()
-    breaker: BreakerPlan | None = None
-    kind: Literal["fallback"] = "fallback"
-
-    def takes_over_from(self, lineage: tuple[str, ...]) -> bool:
-        """Whether an error with these codes, most specific first, is one that the fallback answers."""
-        return not self.failure_codes or any(code in self.failure_codes for code in lineage)
-
-
-Node = StepPlan | FallbackPlan
+# Fields that later releases added. At their defaults they are left out of the JSON: a plan that does not use them has
+# the name that it always had, and the sagas that are pinned to it find it.
+_ADDED = {"final_codes": (), "verify_retry": None, "rerun": True, "pivot": None, "deadline_ms": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps of a saga in order, and the JSON Schema of its context."""
+    """The nodes of a saga in order, and the JSON Schema of its context.
+
+    ``pivot``: the step after which the saga only goes forward. ``deadline_ms``: how long it may take until then.
+    """
 
     saga: str
     nodes: tuple[Node, ...]
     context_schema: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pivot: str | None = None
+    deadline_ms: int | None = None
 
     def steps(self) -> Iterator[StepPlan]:
         """Every step, a fallback's primary before its fallback."""
@@ -108,9 +60,30 @@ class Plan:
         return {step.name: step for step in self.steps()}
 
     @cached_property
-    def node_of(self) -> Mapping[str, Node]:
-        """Step name to the node that holds it."""
-        return {step.name: node for node in self.nodes for step in members(node)}
+    def unit_of(self) -> Mapping[str, Unit]:
+        """Step name to the step itself, or to the fallback that holds it."""
+        return {step.name: unit for node in self.nodes for unit in units(node) for step in members(unit)}
+
+    @cached_property
+    def group_of(self) -> Mapping[str, ParallelPlan]:
+        """Step name to its parallel group, of those that are in one."""
+        groups = [node for node in self.nodes if isinstance(node, ParallelPlan)]
+        return {step.name: group for group in groups for step in members(group)}
+
+    @cached_property
+    def waits(self) -> Mapping[str, WaitPlan]:
+        """Signal name to the wait for it."""
+        return {node.name: node for node in self.nodes if isinstance(node, WaitPlan)}
+
+    @cached_property
+    def fallbacks(self) -> tuple[FallbackPlan, ...]:
+        """Every fallback, in order."""
+        return tuple(unit for node in self.nodes for unit in units(node) if isinstance(unit, FallbackPlan))
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """The name of a step, a sleep or a wait to its node's place in the plan, from 0."""
+        return {name: place for place, node in enumerate(self.nodes) for name in names(node)}
 
     @cached_property
     def hash(self) -> str:
@@ -120,11 +93,13 @@ class Plan:
 
     def to_data(self) -> dict[str, Any]:
         """Plain JSON data; `from_data` reads it back."""
+        flow = _lean({"pivot": self.pivot, "deadline_ms": self.deadline_ms})
         return {
             "v": PLAN_VERSION,
             "saga": self.saga,
-            "nodes": [dataclasses.asdict(node) for node in self.nodes],
+            "nodes": [_lean(dataclasses.asdict(node)) for node in self.nodes],
             "context_schema": dict(self.context_schema),
+            **flow,
         }
 
     @classmethod
@@ -134,60 +109,40 @@ class Plan:
             if data["v"] != PLAN_VERSION:
                 raise DefinitionError(f"a plan of version {data['v']}; this machine reads version {PLAN_VERSION}")
             nodes = tuple(_node_from(node) for node in data["nodes"])
-            plan = cls(saga=data["saga"], nodes=nodes, context_schema=data.get("context_schema", {}))
-            lint(plan)
+            flow = {name: data.get(name) for name in ("pivot", "deadline_ms")}
+            plan = cls(saga=data["saga"], nodes=nodes, context_schema=data.get("context_schema", {}), **flow)
+            lint(plan.saga, plan.nodes, plan.pivot, plan.deadline_ms)
         except DefinitionError:
             raise
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DefinitionError(f"not a plan: {type(error).__name__} {error}") from error
         return plan
 
 
-def members(node: Node) -> tuple[StepPlan, ...]:
-    """The steps of one node, in the order in which they may act."""
-    return (node.primary, node.fallback) if isinstance(node, FallbackPlan) else (node,)
-
-
-def lint(plan: Plan) -> None:
-    """Refuses a plan that could not run right. Raises `DefinitionError` that names the saga and the step."""
-    lint_names(plan.saga, [step.name for step in plan.steps()])
-    for step in plan.steps():
-        _lint_step(plan.saga, step)
-
-
-def lint_names(saga: str, names: Sequence[str]) -> None:
-    """Refuses a saga without steps, with a step twice, or with too many."""
-    if not names:
-        raise DefinitionError(f"{saga} has no steps; list at least one")
-    if len(names) > STEPS_MAX:
-        raise DefinitionError(f"{saga} has {len(names)} steps, the limit is {STEPS_MAX}")
-    for name in names:
-        if names.count(name) > 1:
-            raise DefinitionError(
-                f"{saga} lists the step {name} twice; a step's name is unique within a saga: "
-                f"give one of them another name, by a subclass or by `name = ...`"
-            )
-
-
-def _lint_step(saga: str, step: StepPlan) -> None:
-    where = f"{saga}.{step.name}"
-    for label, retry in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
-        _lint_number(f"{where}: {label}: its attempts", retry.attempts_max, 1, ATTEMPTS_MAX)
-        _lint_number(f"{where}: {label}: its delay in ms", retry.delay_ms, 0, DELAY_MS_MAX)
-        _lint_number(f"{where}: {label}: its longest delay in ms", retry.delay_max_ms, 0, DELAY_MS_MAX)
-        if not retry.backoff >= 1.0 or not retry.jitter >= 0.0:
-            raise DefinitionError(f"{where}: {label} needs a backoff of 1 or more and a jitter of 0 or more")
-    _lint_number(f"{where}: timeout_s in ms", step.timeout_ms, 1, TIMEOUT_MS_MAX)
-    _lint_number(f"{where}: queue_within_s in ms", step.queue_within_ms, 1, DELAY_MS_MAX)
-
-
-def _lint_number(what: str, value: object, least: int, most: int) -> None:
-    """Plans come from elsewhere, too: a number that the broker or a column cannot take would disturb other sagas."""
-    if type(value) is not int or not least <= value <= most:
-        raise DefinitionError(f"{what} must be a whole number from {least} to {most}, it is {value!r}")
+def _lean(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not (key in _ADDED and item == _ADDED[key])}
+        return {key: _lean(item) for key, item in kept.items()}
+    return [_lean(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _node_from(data: Mapping[str, Any]) -> Node:
+    match data["kind"]:
+        case "parallel":
+            return ParallelPlan(tuple(_unit_from(unit) for unit in data["nodes"]))
+        case "sleep":
+            return SleepPlan(**data)
+        case "wait":
+            reject_if = data.get("reject_if")
+            if reject_if is not None:
+                field, value = reject_if
+                reject_if = (field, value)
+            return WaitPlan(**{**data, "reject_if": reject_if})
+        case _:
+            return _unit_from(data)
+
+
+def _unit_from(data: Mapping[str, Any]) -> Unit:
     if data["kind"] == "step":
         return _step_from(data)
     if data["kind"] == "fallback":
@@ -198,9 +153,16 @@ def _node_from(data: Mapping[str, Any]) -> Node:
             failure_codes=tuple(data["failure_codes"]),
             breaker=BreakerPlan(**{**breaker, "exclude": tuple(breaker["exclude"])}) if breaker else None,
         )
-    raise DefinitionError(f"a plan's node of the kind {data['kind']!r}; this machine knows step and fallback")
+    raise DefinitionError(
+        f"a plan's node of the kind {data['kind']!r}; this machine knows step, fallback, parallel, sleep and wait"
+    )
 
 
 def _step_from(data: Mapping[str, Any]) -> StepPlan:
-    retries = {key: RetryPlan(**data[key]) for key in ("retry", "compensation_retry")}
-    return StepPlan(**{**data, **retries})
+    retries = {key: _retry_from(data[key]) for key in ("retry", "compensation_retry")}
+    verify = data.get("verify_retry")
+    return StepPlan(**{**data, **retries, "verify_retry": _retry_from(verify) if verify is not None else None})
+
+
+def _retry_from(data: Mapping[str, Any]) -> RetryPlan:
+    return RetryPlan(**{**data, "final_codes": tuple(data.get("final_codes", ()))})

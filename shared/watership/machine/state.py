@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
-MACHINE_VERSION = 1
+MACHINE_VERSION = 2
 
 
 class Status(StrEnum):
@@ -46,10 +46,11 @@ def highest(one: Outcome | None, other: Outcome | None) -> Outcome | None:
 
 
 class Action(StrEnum):
-    """The two things that a worker can be told to do with a step."""
+    """What a worker can be told to do with a step. VERIFY asks what came of an act: done, failed (it had no effect)."""
 
     ACT = "act"
     COMPENSATE = "compensate"
+    VERIFY = "verify"
 
 
 class Phase(StrEnum):
@@ -58,6 +59,8 @@ class Phase(StrEnum):
     IDLE = "idle"  # never dispatched
     AWAITED = "awaited"  # dispatched; a reply is awaited until `due_at_ms`
     DELAYED = "delayed"  # to be dispatched at `due_at_ms`
+    WAITING = "waiting"  # a sleep or a wait: no command is sent, `due_at_ms` is its moment
+    IN_DOUBT = "in_doubt"  # an act that ended unknown, and is being verified
     STOPPED = "stopped"  # out of attempts; a person or a compensation goes on from here
     SETTLED = "settled"  # over: `outcome` stands
 
@@ -96,46 +99,72 @@ class ActionState:
     @property
     def may_have_run(self) -> bool:
         """Some run of it was done or unknown."""
-        return self.outcome is Outcome.DONE or self.outcome is Outcome.UNKNOWN
+        return self.outcome is Outcome.DONE or self.outcome is Outcome.UNKNOWN or self.phase is Phase.IN_DOUBT
 
     @property
     def active(self) -> bool:
-        """It is dispatched or will be: something is still to come."""
-        return self.phase is Phase.AWAITED or self.phase is Phase.DELAYED
-
-
-@dataclasses.dataclass(slots=True)
-class StepState:
-    """One step: its act, its compensation, and the generation of the compensation's key."""
-
-    act: ActionState = dataclasses.field(default_factory=ActionState)
-    compensate: ActionState = dataclasses.field(default_factory=ActionState)
-    generation: int = 1
-    undo_again: bool = False  # a late act came in while its compensation was under way
-
-    def copy(self) -> StepState:
-        """An independent copy."""
-        return StepState(self.act.copy(), self.compensate.copy(), self.generation, self.undo_again)
-
-    def of(self, action: Action) -> ActionState:
-        """The state of one of its two actions."""
-        return self.act if action is Action.ACT else self.compensate
+        """It is dispatched or will be, or waits: something is still to come."""
+        return self.phase is Phase.AWAITED or self.phase is Phase.DELAYED or self.phase is Phase.WAITING
 
     @property
-    def needs_undoing(self) -> bool:
-        """It may have acted, and that is not undone."""
-        return self.act.may_have_run and self.compensate.phase is not Phase.SETTLED
+    def may_go_again(self) -> bool:
+        """It was out of attempts, and a person gave it a fresh budget."""
+        return self.phase is Phase.STOPPED and self.spent == self.attempt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as data. ``lineage``: its code, then its wider ones, most specific first."""
+    """An error as data. ``lineage``: its code, then its wider ones, most specific first.
+
+    ``retry_after_ms``: the error asked that no further attempt begins before.
+    """
 
     code: str
     type_name: str
     message: str
     lineage: tuple[str, ...] = ()
     step: str | None = None
+    retry_after_ms: int | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class StepState:
+    """One step: its act, its compensation, and the generation of the compensation's key. A sleep or a wait has an act.
+
+    ``own``: what its act wrote, where somebody else may have written the same fields: its compensation sees that.
+    ``doubt``: why its act is being verified.
+    """
+
+    act: ActionState = dataclasses.field(default_factory=ActionState)
+    compensate: ActionState = dataclasses.field(default_factory=ActionState)
+    generation: int = 1
+    undo_again: bool = False  # a late act came in while its compensation was under way
+    verify: ActionState = dataclasses.field(default_factory=ActionState)
+    own: dict[str, Any] | None = None
+    doubt: Failure | None = None
+
+    def copy(self) -> StepState:
+        """An independent copy."""
+        return StepState(
+            self.act.copy(),
+            self.compensate.copy(),
+            self.generation,
+            self.undo_again,
+            self.verify.copy(),
+            self.own,
+            self.doubt,
+        )
+
+    def of(self, action: Action) -> ActionState:
+        """The state of one of its actions."""
+        if action is Action.ACT:
+            return self.act
+        return self.compensate if action is Action.COMPENSATE else self.verify
+
+    @property
+    def needs_undoing(self) -> bool:
+        """It may have acted, and that is not undone."""
+        return self.act.may_have_run and self.compensate.phase is not Phase.SETTLED
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,6 +183,10 @@ class SagaState:
     paused: bool = False
     plan_due_at_ms: int | None = None  # PENDING: when to look for the plan again
     plan_looks: int = 0
+    signals: dict[str, Any] = dataclasses.field(default_factory=dict)  # those that came before their wait, by name
+    pivoted: bool = False  # its pivot was sent: no deadline and no cancel from here
+    deadline_at_ms: int | None = None  # of the whole saga; None: it has none, or none any more
+    emits: bool = False  # a step has emitted events
 
     def copy(self) -> SagaState:
         """An independent copy; the context's values are shared, since patches replace them whole."""
@@ -170,12 +203,25 @@ class SagaState:
             self.paused,
             self.plan_due_at_ms,
             self.plan_looks,
+            dict(self.signals),
+            self.pivoted,
+            self.deadline_at_ms,
+            self.emits,
         )
 
     def key_of(self, step: str, action: Action) -> str:
-        """The idempotency key of an action as it stands: an act has one generation, a compensation may have more."""
-        generation = self.steps[step].generation if action is Action.COMPENSATE else 1
-        return idempotency_key(self.saga_id, step, action, generation)
+        """The idempotency key of an action as it stands: an act has one generation, a compensation may have more.
+
+        Who verifies asks by the act's key.
+        """
+        if action is Action.COMPENSATE:
+            return idempotency_key(self.saga_id, step, action, self.steps[step].generation)
+        return idempotency_key(self.saga_id, step, Action.ACT, 1)
+
+    def context_for(self, step: str, action: Action) -> dict[str, Any]:
+        """What a command is sent: the context; a compensation sees what its own act wrote, whoever wrote since."""
+        own = self.steps[step].own if action is Action.COMPENSATE else None
+        return {**self.context, **own} if own else self.context
 
     def step(self, name: str) -> StepState:
         """The state of a step, made on first touch."""
@@ -189,12 +235,14 @@ class SagaState:
         return self.steps.get(name)
 
     def active_actions(self) -> Iterator[tuple[str, Action, ActionState]]:
-        """What is dispatched or will be."""
+        """What is dispatched or will be, and what waits."""
         for name, step in self.steps.items():
             if step.act.active:
                 yield name, Action.ACT, step.act
             if step.compensate.active:
                 yield name, Action.COMPENSATE, step.compensate
+            if step.verify.active:
+                yield name, Action.VERIFY, step.verify
 
     @property
     def due_at_ms(self) -> int | None:
@@ -204,6 +252,8 @@ class SagaState:
         dues = [action.due_at_ms for _, _, action in self.active_actions() if action.due_at_ms is not None]
         if self.status is Status.PENDING and self.plan_due_at_ms is not None:
             dues.append(self.plan_due_at_ms)
+        if self.status is Status.RUNNING and self.deadline_at_ms is not None:
+            dues.append(self.deadline_at_ms)
         return min(dues, default=None)
 
     def awaits(self, step: str, action: Action, attempt: int) -> bool:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
 from watership.errors import DefinitionError, error_code
-from watership.machine.plan import BreakerPlan, FallbackPlan, Node, Plan, StepPlan, lint, lint_names
+from watership.machine.lint import lint
+from watership.machine.nodes import (
+    BreakerPlan,
+    FallbackPlan,
+    Node,
+    ParallelPlan,
+    SleepPlan,
+    StepPlan,
+    Unit,
+    WaitPlan,
+)
+from watership.machine.plan import Plan
 from watership.saga.fallback import Fallback
+from watership.saga.flow import Parallel, Sleep, Wait
+from watership.saga.independence import dependence
 from watership.saga.models import shape_of
-from watership.saga.retry import COMPENSATION_RETRY, RetryPolicy
-from watership.saga.step import SagaStepHandler, declared_types, has_compensation, step_name
+from watership.saga.retry import COMPENSATION_RETRY, FORWARD_RETRY, VERIFY_RETRY, RetryPolicy
+from watership.saga.step import SagaStepHandler, declared_types, has_compensation, has_verification, step_name
 
 Step = type[SagaStepHandler[Any, Any]]
 SagaClass = type[Any]  # a subclass of Saga, which itself stands on this module
@@ -40,35 +53,35 @@ def compile_saga(
     ``compensation_retry`` beats what the saga and its steps say; ``default_compensation_retry`` stands in for what
     they do not say.
     """
-    default = saga.compensation_retry or default_compensation_retry or COMPENSATION_RETRY
-
-    def compiled(step: Step) -> StepPlan:
-        return _compile_step(step, compensation_retry or step.compensation_retry or default)
-
-    nodes: list[Node] = []
-    for item in saga.steps:
-        if isinstance(item, Fallback):
-            nodes.append(_compile_fallback(item, compiled(item.step), compiled(item.fallback)))
-        else:
-            nodes.append(compiled(item))
     context = context_type(saga)
     if context is None:
         raise DefinitionError(f"{saga.__name__} does not name its context: write class {saga.__name__}(Saga[Context])")
-    plan = Plan(saga=saga_name(saga), nodes=tuple(nodes), context_schema=shape_of(context).schema())
-    lint(plan)
+    plan = Plan(
+        saga=saga_name(saga),
+        nodes=_compile_nodes(saga, compensation_retry, default_compensation_retry),
+        context_schema=shape_of(context).schema(),
+        pivot=step_name(saga.pivot) if saga.pivot is not None else None,
+        deadline_ms=_milliseconds(saga.deadline_s),
+    )
+    lint(plan.saga, plan.nodes, plan.pivot, plan.deadline_ms)
     steps = {step_name(step): step for step in step_types(saga)}
-    fallbacks = {step_name(item.step): item for item in saga.steps if isinstance(item, Fallback)}
+    fallbacks = {step_name(item.step): item for item in _units(saga) if isinstance(item, Fallback)}
     return Definition(saga, plan, context, steps, fallbacks)
 
 
 def check_class(saga: SagaClass) -> None:
-    """What can be told when the class is made: types, contexts, names. Raises `DefinitionError`."""
+    """What can be told when the class is made: types, contexts, names, the flow. Raises `DefinitionError`."""
     name = saga.__name__
     if not isinstance(saga.steps, list | tuple):
         raise DefinitionError(f"{name}.steps must be a list of step classes, it is a {type(saga.steps).__name__}")
     for index, item in enumerate(saga.steps):
         _check_item(saga, f"{name}.steps[{index}]", item)
-    lint_names(name, [step_name(step) for step in step_types(saga)])
+    if saga.pivot is not None:
+        _check_pivot(saga)
+    if saga.deadline_s is not None:
+        _check_seconds(f"{name}.deadline_s", saga.deadline_s)
+    pivot = step_name(saga.pivot) if saga.pivot is not None else None
+    lint(name, _compile_nodes(saga, None, None), pivot, _milliseconds(saga.deadline_s))
 
 
 def context_type(saga: SagaClass) -> type[Any] | None:
@@ -94,17 +107,56 @@ def saga_name(saga: SagaClass) -> str:
 
 def step_types(saga: SagaClass) -> Iterator[Step]:
     """Every step class of the saga, a fallback's primary before its stand-in."""
+    for item in _units(saga):
+        yield from _steps_of(item)
+
+
+def _units(saga: SagaClass) -> Iterator[Step | Fallback]:
     for item in saga.steps:
-        if isinstance(item, Fallback):
-            yield item.step
-            yield item.fallback
-        else:
+        if isinstance(item, Parallel):
+            yield from item.steps
+        elif not isinstance(item, Sleep | Wait):
             yield item
 
 
-def _compile_step(step: Step, compensation_retry: RetryPolicy) -> StepPlan:
+def _steps_of(item: Step | Fallback) -> tuple[Step, ...]:
+    return (item.step, item.fallback) if isinstance(item, Fallback) else (item,)
+
+
+# --- to data -------------------------------------------------------------------------------------------------------
+
+
+def _compile_nodes(saga: SagaClass, wins: RetryPolicy | None, stands_in: RetryPolicy | None) -> tuple[Node, ...]:
+    default = saga.compensation_retry or stands_in or COMPENSATION_RETRY
+    nodes: list[Node] = []
+    forward = False  # past the pivot
+
+    def step_plan(step: Step) -> StepPlan:
+        return _compile_step(step, wins or step.compensation_retry or default, forward=forward)
+
+    def unit(item: Step | Fallback) -> Unit:
+        if isinstance(item, Fallback):
+            return _compile_fallback(item, step_plan(item.step), step_plan(item.fallback))
+        return step_plan(item)
+
+    for index, item in enumerate(saga.steps):
+        if isinstance(item, Parallel):
+            nodes.append(ParallelPlan(tuple(unit(member) for member in item.steps)))
+        elif isinstance(item, Sleep):
+            nodes.append(SleepPlan(item.name or f"sleep-{index + 1}", _milliseconds(item.seconds) or 0))
+        elif isinstance(item, Wait):
+            timeout_ms = _milliseconds(item.timeout_s) or 0
+            nodes.append(WaitPlan(item.name, item.into, timeout_ms, item.on_timeout, item.reject_if))
+        else:
+            nodes.append(unit(item))
+            forward = forward or item is saga.pivot
+    return tuple(nodes)
+
+
+def _compile_step(step: Step, compensation_retry: RetryPolicy, *, forward: bool) -> StepPlan:
     name = step_name(step)
-    retry = step.retry or RetryPolicy(max_attempts=1)
+    retry = step.retry or (FORWARD_RETRY if forward else RetryPolicy(max_attempts=1))
+    verify_retry = step.verify_retry or VERIFY_RETRY
     return StepPlan(
         name=name,
         queue=step.queue or name,
@@ -113,6 +165,8 @@ def _compile_step(step: Step, compensation_retry: RetryPolicy) -> StepPlan:
         timeout_ms=round(step.timeout_s * 1000),
         queue_within_ms=round(step.queue_within_s * 1000),
         compensable=has_compensation(step),
+        verify_retry=verify_retry.plan() if has_verification(step) else None,
+        rerun=step.rerun,
     )
 
 
@@ -125,7 +179,61 @@ def _compile_fallback(item: Fallback, primary: StepPlan, fallback: StepPlan) -> 
     return FallbackPlan(primary=primary, fallback=fallback, failure_codes=codes, breaker=breaker)
 
 
+def _milliseconds(seconds: float | None) -> int | None:
+    return round(seconds * 1000) if seconds is not None else None
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
 def _check_item(saga: SagaClass, where: str, item: object) -> None:
+    if isinstance(item, Parallel):
+        _check_parallel(saga, where, item)
+    elif isinstance(item, Sleep):
+        _check_seconds(f"{where}: Sleep's seconds", item.seconds)
+    elif isinstance(item, Wait):
+        _check_wait(saga, where, item)
+    else:
+        _check_unit(saga, where, item)
+
+
+def _check_parallel(saga: SagaClass, where: str, group: Parallel) -> None:
+    for place, member in enumerate(group.steps):
+        if isinstance(member, Parallel | Sleep | Wait):
+            raise DefinitionError(
+                f"{where}: a Parallel holds steps and Fallbacks, not a {type(member).__name__}: put it before or after"
+            )
+        _check_unit(saga, f"{where}.steps[{place}]", member)
+    depends = dependence([_steps_of(member) for member in group.steps])
+    if depends is not None:
+        raise DefinitionError(
+            f"{where}: the members of a Parallel must be independent, and {depends}: give each a field of its own, or "
+            f"let one come after the other"
+        )
+
+
+def _check_wait(saga: SagaClass, where: str, wait: Wait) -> None:
+    _check_seconds(f"{where}: Wait {wait.name}: timeout_s", wait.timeout_s)
+    context = context_type(saga)
+    if wait.into is not None and isinstance(context, type) and wait.into not in shape_of(context).fields:
+        raise DefinitionError(f"{where}: Wait {wait.name}: {context.__name__} has no field {wait.into!r} for its data")
+
+
+def _check_pivot(saga: SagaClass) -> None:
+    items: Sequence[object] = saga.steps
+    if saga.pivot not in items:
+        found = "a class in a Parallel or a Fallback" if saga.pivot in list(step_types(saga)) else repr(saga.pivot)
+        raise DefinitionError(
+            f"{saga.__name__}.pivot must be one of its steps, and stand there by itself; it is {found}"
+        )
+
+
+def _check_seconds(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DefinitionError(f"{what} must be a number of seconds, it is {value!r}")
+
+
+def _check_unit(saga: SagaClass, where: str, item: object) -> None:
     if isinstance(item, Fallback):
         _check_step(saga, f"{where}.step", item.step)
         _check_step(saga, f"{where}.fallback", item.fallback)
@@ -136,7 +244,9 @@ def _check_item(saga: SagaClass, where: str, item: object) -> None:
 def _check_step(saga: SagaClass, where: str, step: object) -> None:
     if not isinstance(step, type) or not issubclass(step, SagaStepHandler):
         what = f"the class {step.__name__}" if isinstance(step, type) else f"a {type(step).__name__}"
-        raise DefinitionError(f"{where} must be a SagaStepHandler class or a Fallback, it is {what}")
+        raise DefinitionError(
+            f"{where} must be a SagaStepHandler class, a Fallback, a Parallel, a Sleep or a Wait, it is {what}"
+        )
     _check_methods(where, step)
     wanted, given = context_type(saga), declared_types(step)[0]
     if wanted is None or not isinstance(wanted, type) or not isinstance(given, type):
@@ -153,12 +263,13 @@ def _check_methods(where: str, step: Step) -> None:
     if inspect.isabstract(step):
         missing = ", ".join(sorted(step.__abstractmethods__))
         raise DefinitionError(f"{where}: step {name} does not define {missing}")
-    for method in (step.act, step.compensate):
+    for method in (step.act, step.compensate, step.verify):
         # A decorator may wrap a coroutine function in a plain one: only a plain function as written is surely wrong.
         plain = inspect.isfunction(method) and not inspect.iscoroutinefunction(method)
         if plain and not hasattr(method, "__wrapped__"):
             raise DefinitionError(f"{where}: {name}.{method.__name__} must be `async def`")
     for setting in ("timeout_s", "queue_within_s"):
-        value = getattr(step, setting)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DefinitionError(f"{where}: {name}.{setting} must be a number of seconds, it is {value!r}")
+        _check_seconds(f"{where}: {name}.{setting}", getattr(step, setting))
+    errors = step.unknown_errors
+    if not isinstance(errors, tuple) or not all(isinstance(error, type) for error in errors):
+        raise DefinitionError(f"{where}: {name}.unknown_errors must be a tuple of exception classes, it is {errors!r}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 from watership.errors import ConfigurationError, DefinitionError
 from watership.saga.compile import check_class, context_type, saga_name
 from watership.saga.fallback import Fallback
+from watership.saga.flow import Parallel, Sleep, Wait
 from watership.saga.models import ContextT
 from watership.saga.retry import RetryPolicy
 from watership.saga.step import SagaStepHandler
@@ -30,12 +31,16 @@ class Saga(Generic[ContextT]):
     """
 
     is_saga: ClassVar[bool] = True
-    #: The steps in order: step classes, `Fallback`\\ s and `Remote` steps.
-    steps: ClassVar[Sequence[type[SagaStepHandler[Any, Any]] | Fallback]] = []
+    #: The steps in order: step classes, `Remote` steps, `Fallback`, `Parallel`, `Sleep` and `Wait`.
+    steps: ClassVar[Sequence[type[SagaStepHandler[Any, Any]] | Fallback | Parallel | Sleep | Wait]] = []
     #: The saga's name on the wire and in the log; its class's name unless set.
     name: ClassVar[str | None] = None
     #: Retries of every compensation whose step does not say; None: three in all, after 0, 1 and 2 seconds.
     compensation_retry: ClassVar[RetryPolicy | None] = None
+    #: The step after which the saga only goes forward: what follows is tried without end, and never compensated.
+    pivot: ClassVar[type[SagaStepHandler[Any, Any]] | None] = None
+    #: How long the saga may take, in seconds, until it is compensated; up to its pivot, if it has one.
+    deadline_s: ClassVar[float | None] = None
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)

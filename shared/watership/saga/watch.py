@@ -63,13 +63,15 @@ class SagaWatch:
     def __init__(self, saga_id: uuid.UUID) -> None:
         self.saga_id = saga_id
         self._done: list[StepDone] = []
+        self._seqs: set[int] = set()
         self._end: SagaEnd | None = None
         self._lost: BaseException | None = None
         self._news = asyncio.Event()
 
     def step_done(self, done: StepDone) -> None:
         """Adds a step, unless it was seen: progress may be told more than once."""
-        if not self._done or done.seq > self._done[-1].seq:
+        if done.seq not in self._seqs:
+            self._seqs.add(done.seq)
             self._done.append(done)
             self._tell()
 
@@ -84,14 +86,14 @@ class SagaWatch:
         self._tell()
 
     @property
-    def last_seq(self) -> int:
-        """The log's number of the newest step that was seen."""
-        return self._done[-1].seq if self._done else 0
-
-    @property
     def steps_seen(self) -> int:
         """How many done steps were seen."""
         return len(self._done)
+
+    @property
+    def names_seen(self) -> set[str]:
+        """The names of the done steps that were seen."""
+        return {done.step for done in self._done}
 
     @property
     def over(self) -> bool:

@@ -16,6 +16,7 @@ from watership.machine.changes import (
     Overdue,
     Replied,
     Resent,
+    Verified,
     change_from_data,
     change_to_data,
     failure_from_data,
@@ -25,6 +26,7 @@ from watership.machine.state import Action, ActionState, Outcome, Phase, SagaSta
 from watership.saga.storage.protocol import Lease, LogEntry, SagaLogEntry, SagaStepStatus
 
 _UNTOUCHED = ActionState()
+_FLOW = ("signals", "pivoted", "deadline_at_ms", "emits")  # most sagas have none of these
 
 _STEP_STATUS = {
     Outcome.DONE: SagaStepStatus.COMPLETED,
@@ -34,12 +36,15 @@ _STEP_STATUS = {
 
 
 def state_to_json(state: SagaState) -> str:
-    """What the row's other columns do not hold: the steps, the failure, the looks for a plan."""
+    """What the row's other columns do not hold: the steps, the failure, the looks for a plan, the flow."""
     data: dict[str, Any] = {"steps": {name: _step_to_data(step) for name, step in state.steps.items()}}
     if state.failure is not None:
         data["failure"] = failure_to_data(state.failure)
     if state.plan_due_at_ms is not None or state.plan_looks:
         data["plan"] = [state.plan_due_at_ms, state.plan_looks]
+    for name in _FLOW:
+        if value := getattr(state, name):
+            data[name] = value
     return codec.dumps(data).decode()
 
 
@@ -66,6 +71,7 @@ def state_from_row(row: Mapping[str, Any]) -> SagaState:
         paused=bool(row["paused"]),
         plan_due_at_ms=plan_due_at_ms,
         plan_looks=plan_looks,
+        **{name: data[name] for name in _FLOW if name in data},
     )
 
 
@@ -140,6 +146,8 @@ def _history_line(change: Change) -> tuple[str, str, SagaStepStatus, str | None]
         case Replied():
             details = f"{change.failure.type_name}: {change.failure.message}" if change.failure else None
             return change.step, change.action.value, _STEP_STATUS[change.outcome], details
+        case Verified():
+            return change.step, Action.ACT.value, _STEP_STATUS[change.outcome], "as its verification found"
         case Overdue():
             return change.step, Action.ACT.value, SagaStepStatus.UNKNOWN, "no reply in its time"
         case LateAct():
@@ -151,15 +159,24 @@ def _history_line(change: Change) -> tuple[str, str, SagaStepStatus, str | None]
 
 
 def _step_to_data(step: StepState) -> list[Any]:
-    tail = [step.generation, step.undo_again] if step.generation != 1 or step.undo_again else []
+    rare: list[Any] = []
+    if step.verify != _UNTOUCHED or step.own is not None:
+        doubt = failure_to_data(step.doubt) if step.doubt is not None else None
+        rare = [_action_to_data(step.verify), step.own, doubt]
+    tail = [step.generation, step.undo_again] if rare or step.generation != 1 or step.undo_again else []
     undo = _action_to_data(step.compensate) if step.compensate != _UNTOUCHED else None
-    return [_action_to_data(step.act), undo, *tail]
+    return [_action_to_data(step.act), undo, *tail, *rare]
 
 
 def _step_from_data(data: list[Any]) -> StepState:
     act = _action_from_data(data[0])
     undo = _action_from_data(data[1]) if data[1] is not None else ActionState()
-    return StepState(act, undo, *data[2:])
+    step = StepState(act, undo, *data[2:4])
+    if len(data) > 4:
+        verify, step.own, doubt = data[4:]
+        step.verify = _action_from_data(verify)
+        step.doubt = failure_from_data(doubt) if doubt is not None else None
+    return step
 
 
 def _action_to_data(action: ActionState) -> list[Any]:
