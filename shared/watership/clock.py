@@ -13,8 +13,8 @@ class Clock(Protocol):
     def monotonic_ms(self) -> int:
         """Milliseconds since some moment."""
 
-    async def wait(self, event: asyncio.Event, *, timeout_ms: int) -> bool:
-        """Waits for ``event``, at most ``timeout_ms``. Whether it came."""
+    async def wait(self, event: asyncio.Event, *, timeout_ms: int, working: bool = False) -> bool:
+        """Waits for ``event``, at most ``timeout_ms``. Whether it came. ``working``: something runs that will set it."""
 
 
 class SystemClock:
@@ -24,7 +24,7 @@ class SystemClock:
         """Milliseconds of the monotonic clock."""
         return time.monotonic_ns() // 1_000_000
 
-    async def wait(self, event: asyncio.Event, *, timeout_ms: int) -> bool:
+    async def wait(self, event: asyncio.Event, *, timeout_ms: int, working: bool = False) -> bool:
         """Waits for ``event`` in real time."""
         try:
             async with asyncio.timeout(timeout_ms / 1000):
@@ -44,8 +44,10 @@ class VirtualClock:
         """The virtual time."""
         return self._now_ms
 
-    async def wait(self, event: asyncio.Event, *, timeout_ms: int) -> bool:
-        """Moves the time on, unless ``event`` is set already."""
+    async def wait(self, event: asyncio.Event, *, timeout_ms: int, working: bool = False) -> bool:
+        """Moves the time on, unless ``event`` is set already. While something runs, virtual time stands still."""
+        if working:
+            return await event.wait()
         await asyncio.sleep(0)
         if event.is_set():
             return True

@@ -78,7 +78,10 @@ def named(name: str, base: Any, steps: Any) -> type[Saga[Any]]:
     [
         ([], "OrderSaga has no steps; list at least one"),
         ("Reserve", "OrderSaga.steps must be a list of step classes, it is a str"),
-        ([Reserve, "Charge"], r"OrderSaga.steps\[1\] must be a SagaStepHandler class, a Fallback, a Parallel, a Sleep or a Wait, it is a str"),
+        (
+            [Reserve, "Charge"],
+            r"OrderSaga.steps\[1\] must be a SagaStepHandler class, a Fallback, a Parallel, a Sleep or a Wait, it is a str",
+        ),
         ([int], r"OrderSaga.steps\[0\] must be .* it is the class int"),
         ([Reserve()], r"OrderSaga.steps\[0\] must be .* it is a Reserve"),
         ([Reserve, Charge, Reserve], "OrderSaga lists the step Reserve twice"),

@@ -213,8 +213,8 @@ async def test_a_driver_of_another_process_waits_for_the_lease(
     from watership.clock import SystemClock
     from watership.container import PlainContainer
     from watership.saga.compile import compile_saga
-    from watership.saga.driver import Job
     from watership.saga.drivers import Drivers
+    from watership.saga.job import Job
 
     saga_id, entered, go = uuid.uuid4(), asyncio.Event(), asyncio.Event()
 

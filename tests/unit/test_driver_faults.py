@@ -24,8 +24,8 @@ from watership.container import PlainContainer
 from watership.machine import events as e
 from watership.machine.state import SagaState, Status
 from watership.saga.compile import compile_saga
-from watership.saga.driver import Job
 from watership.saga.drivers import RECOVER_AT_ONCE_MAX, Drivers
+from watership.saga.job import Job
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 
 CALLS: list[str] = []

@@ -1,90 +1,36 @@
 """Sagas in this process: one saga, one lease, one loop. `Drivers` holds all that one store has running in one event loop.
 
-A drive is a task of its own: whoever watches may come and go. It never decides anything; it runs the awaited command,
-asks the machine what follows, and writes that before it goes on (law 1).
+A drive is a task of its own: whoever watches may come and go. It never decides anything; it runs the awaited commands,
+asks the machine what follows, and writes that before it goes on (law 1). A saga that only waits for a later moment is
+let go: its lease is free, and whoever is there at that moment, or with its signal, takes it up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import uuid
-from collections.abc import Callable
-from typing import Any
 
-from watership import codec
-from watership.clock import Clock
-from watership.container import Container
-from watership.errors import LeaseLost, SagaConflict, SagaNotFound
-from watership.execution import Command, Execution, Hands, execute
+from watership.errors import LeaseLost, SagaConflict, SagaNotFound, WatershipError
+from watership.execution import Command, execute
 from watership.machine import events as e
 from watership.machine.apply import apply
 from watership.machine.changes import CompensationBegan
 from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
-from watership.machine.state import Action, ActionState, Phase, SagaState
-from watership.saga.compile import Definition, context_of
-from watership.saga.storage.protocol import (
-    LEASE_MS,
-    HeldElsewhere,
-    Lease,
-    LeaseKeeper,
-    LogEntry,
-    SagaRecord,
-    SagaStorage,
-)
+from watership.machine.state import Action, ActionState, Phase, SagaState, Status
+from watership.saga.job import Job, Seat, Start
+from watership.saga.runs import Happening, Runs
+from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry, SagaRecord
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
 log = logging.getLogger("watership.driver")
 
 FOLLOW_EVERY_MS = 250
+FOLLOW_ASLEEP_EVERY_MS_MAX = 5_000
+ASLEEP_MS = 5_000  # what waits for longer than this is let go meanwhile
 BACK_OFF_MS = 5_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a saga is driven with: its classes, and where its handlers come from."""
-
-    definition: Definition
-    container: Container
-    build_context: Callable[[dict[str, Any]], Any] | None = None
-
-    def hands(self, step: str) -> Hands | None:
-        """How a step is run; None if this process has no such step."""
-        handler = self.definition.steps.get(step)
-        if handler is None:
-            return None
-        fallback = self.definition.fallbacks.get(step)
-        breaker = fallback.circuit_breaker if fallback is not None else None
-        return Hands(
-            handler, context_of(handler, self.definition.context_type), self.container, breaker, self.build_context
-        )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Start:
-    """A saga that is to be made if it is not there yet."""
-
-    context: dict[str, Any]
-    input_hash: str
-
-    @classmethod
-    def of(cls, name: str, context: dict[str, Any], saga_id: uuid.UUID) -> Start:
-        """Checks the context and its size. Raises `InvalidPayload` or `LimitExceeded`."""
-        codec.encode_context(context, what=f"saga {name} {saga_id}: the context")
-        return cls(context, codec.input_hash(name, context))
-
-
-@dataclasses.dataclass(frozen=True)
-class Seat:
-    """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain."""
-
-    storage: SagaStorage
-    clock: Clock
-    keeper: LeaseKeeper | None
-    plans_kept: set[str] = dataclasses.field(default_factory=set)
 
 
 class Drive:
@@ -104,36 +50,38 @@ class Drive:
         self._state = SagaState(str(saga_id))
         self._clock_offset_ms = 0
         self._error: Exception | None = None
-        self._gate = asyncio.Semaphore(0) if gated else None
-        self._inbox: list[e.Event] = []
+        self._errors: dict[str, Exception] = {}  # by step: what its act raised last
+        self._asked: int | None = 0 if gated else None
+        self._inbox: list[Happening] = []
         self._wake = asyncio.Event()
+        self._runs = Runs(self._wake)
         self._stopping = False
-        self._execution: Execution | None = None  # what ran last, until the watchers are told
+        self._asleep = False
+        self.is_watched = True
 
     # --- what others may ask of it
 
-    def request(self, event: e.Event) -> None:
-        """Gives the saga an event between two steps."""
-        self._inbox.append(event)
-        self._wake_up()
+    def request(self, event: e.Event, cause: str = "request") -> asyncio.Future[str | None]:
+        """Gives the saga an event between two steps; the answer, once it is on record, is why it was refused, or None."""
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._inbox.append(Happening(event, cause, answer=answer))
+        self._wake.set()
+        return answer
 
     def let_one_act(self) -> None:
-        """Opens a gated saga's gate for its next act."""
-        if self._gate is not None:
-            self._gate.release()
+        """Opens a gated saga's gate for one more result."""
+        if self._asked is not None:
+            self._asked += 1
             self._wake.set()
 
     def open_gate(self) -> None:
         """Takes the gate away."""
-        self._gate = None
-        self._wake_up()
+        self._asked = None
+        self._wake.set()
 
     def stop(self) -> None:
-        """Lets the saga go after the step that runs now."""
+        """Lets the saga go after the steps that run now."""
         self._stopping = True
-        self._wake_up()
-
-    def _wake_up(self) -> None:
         self._wake.set()
 
     # --- the loop
@@ -150,7 +98,9 @@ class Drive:
                     return
                 if not await self._drive(lease):
                     return
-                lease = None  # lost to another process: follow it
+                if self._asleep and not self.is_watched:
+                    return  # recovery finds it again when its moment comes
+                lease = None  # lost to another process, or let go: follow it
         except Exception as error:  # whatever went wrong is told to the watchers; recovery takes the saga up again
             self.watch.failed(error)
             if not self.started.done():
@@ -158,6 +108,15 @@ class Drive:
                 self.started.exception()  # seen: a watcher may have left
             elif not isinstance(error, SagaNotFound):
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
+        finally:
+            self._leave_unanswered()
+
+    def _leave_unanswered(self) -> None:
+        for happening in self._inbox:
+            if happening.answer is not None and not happening.answer.done():
+                words = f"saga {self.saga_id}: this process let it go before it took that up; try again"
+                happening.answer.set_exception(WatershipError(words))
+                happening.answer.exception()  # seen: nobody may wait for it any more
 
     def _is_durable(self) -> None:
         if not self.started.done():
@@ -182,7 +141,9 @@ class Drive:
 
     async def _join(self, start: Start | None) -> Lease | None:
         """Follows a saga that exists until its lease is ours; None once it is over, or we are stopping."""
+        poll_ms = FOLLOW_EVERY_MS
         while not self._stopping:
+            self._wake.clear()
             record = await self._storage.load(self.saga_id)
             if record is None:
                 raise SagaNotFound(f"no saga has the id {self.saga_id} in this store")
@@ -192,6 +153,12 @@ class Drive:
                 await self._replay()
                 self._tell_end(record.state)
                 return None
+            asleep_ms = await self._asleep_ms(record.state)
+            if asleep_ms > ASLEEP_MS and not self._inbox:
+                await self._replay()
+                await self._clock.wait(self._wake, timeout_ms=min(poll_ms, asleep_ms))
+                poll_ms = min(poll_ms * 2, FOLLOW_ASLEEP_EVERY_MS_MAX)
+                continue
             taken = await self._storage.acquire(self.saga_id, lease_ms=LEASE_MS)
             if isinstance(taken, Lease):
                 try:
@@ -208,6 +175,12 @@ class Drive:
             wait_ms = min(taken.retry_in_ms, FOLLOW_EVERY_MS) if isinstance(taken, HeldElsewhere) else FOLLOW_EVERY_MS
             await self._clock.wait(self._wake, timeout_ms=max(wait_ms, 1))
         return None
+
+    async def _asleep_ms(self, state: SagaState) -> int:
+        """How long a saga only waits for its moment; 0: it does not."""
+        if any(action.phase is Phase.AWAITED for _, _, action in state.active_actions()) or state.due_at_ms is None:
+            return 0
+        return state.due_at_ms - await self._storage.now_ms()
 
     # Law 11: the same id and input is the same saga; anything else is a conflict.
     def check_same(self, record: SagaRecord, start: Start | None) -> None:
@@ -236,7 +209,7 @@ class Drive:
             if state.phase is Phase.AWAITED
         ]
         for event in interrupted:  # a run of it may have begun, and may have had its effect: on the record
-            await self._follow(lease, event, "interrupted")
+            await self._follow(lease, Happening(event, "interrupted"))
 
     def _took(self, lease: Lease) -> None:
         self._clock_offset_ms = lease.now_ms - self._clock.monotonic_ms()
@@ -249,23 +222,29 @@ class Drive:
 
     async def _drive(self, lease: Lease) -> bool:
         """Drives until the saga is over or let go (False), or another lease is needed to go on (True)."""
-        event: e.Event | None = None
+        happening: Happening | None = None
+        self._asleep = False
         try:
             released = False
             while not released:
-                if self._stopping:
+                if self._stopping and not self._runs:
                     await self._storage.release(lease)
                     return False
-                event, cause = await self._next_event()
-                if event is not None:
-                    released = await self._follow(lease, event, cause)
+                happening = await self._next()
+                if happening is not None:
+                    released = await self._follow(lease, happening)
+                elif self._asleep:
+                    await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 1))
+                    return True
         except LeaseLost:
             log.warning("saga %s: another process drives it now; following", self.saga_id)
-            if isinstance(event, e.StepReplied):
-                # It ran here all the same: once the lease is ours again, the machine is told of it as a late reply.
-                self._inbox.insert(0, event)
+            # They ran here all the same: once the lease is ours again, the machine is told of them as late replies.
+            late = [happening] if happening is not None else []
+            late += await self._runs.rest()
+            self._inbox[:0] = [one for one in late if isinstance(one.event, e.StepReplied) or one.answer is not None]
             return True
         except Exception:
+            await self._runs.rest()
             await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
             raise
         finally:
@@ -275,92 +254,126 @@ class Drive:
         self._tell_end(self._state)
         return False
 
-    async def _next_event(self) -> tuple[e.Event | None, str]:
+    async def _next(self) -> Happening | None:
         """Runs or waits for what the saga waits for, and says what came of it."""
         self._wake.clear()
+        done = self._runs.finished()
+        if done is not None:
+            return done
         if self._inbox:
-            return self._inbox.pop(0), "request"
-        active = next(self._state.active_actions(), None)
-        if active is None or self._state.parked_reason is not None:
-            return e.TimePassed(), "time"  # nothing follows: `_follow` gives the lease up
-        name, action, state = active
-        if state.phase is Phase.DELAYED:
-            assert state.due_at_ms is not None
-            wait_ms = state.due_at_ms - self._now_ms()
-            if wait_ms > 0 and await self._clock.wait(self._wake, timeout_ms=wait_ms):
-                return None, ""
-            return e.TimePassed(), "time"
-        if not await self._may_act(action):
-            return None, ""
-        return await self._run(name, action, state)
+            return self._inbox.pop(0)
+        if not self._runs and _over(self._state):
+            return Happening(e.TimePassed(), "time")  # nothing follows: `_follow` gives the lease up
+        unbegun = self._unbegun()
+        for name, action, state in unbegun:
+            if action is Action.ACT and self._state.status is Status.COMPENSATING:
+                return Happening(e.DispatchWithdrawn(name, action, state.attempt), "overtaken")  # never run here
+        timer_ms = self._timer_ms()
+        unbegun = [one for one in unbegun if self._may_begin(one[1])]
+        if len(unbegun) == 1 and not self._runs and timer_ms is None:
+            return await self._run(*unbegun[0])  # the common case: nothing else can happen meanwhile
+        for name, action, state in unbegun:
+            self._runs.begin(name, action, self._run(name, action, state))
+        return await self._wait(timer_ms)
 
-    async def _may_act(self, action: Action) -> bool:
-        if self._gate is None or action is Action.COMPENSATE:
-            return True
-        if self._gate.locked():
+    def _unbegun(self) -> list[tuple[str, Action, ActionState]]:
+        """What is awaited and does not run yet; nothing if the saga is parked, or we are stopping."""
+        if self._state.parked_reason is not None or self._stopping:
+            return []
+        return [
+            (name, action, state)
+            for name, action, state in self._state.active_actions()
+            if state.phase is Phase.AWAITED and not self._runs.has(name, action)
+        ]
+
+    def _may_begin(self, action: Action) -> bool:
+        """Whether the caller of a gated saga asked for one more result."""
+        return self._asked is None or action is not Action.ACT or self._asked > self.watch.steps_seen
+
+    def _timer_ms(self) -> int | None:
+        """How long until time itself becomes an event; None: never. What runs here has its limits in the run."""
+        if self._state.parked_reason is not None:
+            return None
+        moments = [
+            state.due_at_ms
+            for _, _, state in self._state.active_actions()
+            if state.phase is not Phase.AWAITED and state.due_at_ms is not None
+        ]
+        if self._state.status is Status.RUNNING and self._state.deadline_at_ms is not None:
+            moments.append(self._state.deadline_at_ms)
+        return min(moments) - self._now_ms() if moments else None
+
+    async def _wait(self, timer_ms: int | None) -> Happening | None:
+        if timer_ms is None:
             await self._wake.wait()
-            return False
-        await self._gate.acquire()
-        return True
+            return None
+        if timer_ms <= 0:
+            return Happening(e.TimePassed(), "time")
+        if not self._runs and timer_ms > ASLEEP_MS and not self._unbegun():
+            self._asleep = True
+            return None
+        if await self._clock.wait(self._wake, timeout_ms=timer_ms, working=bool(self._runs)):
+            return None
+        return Happening(e.TimePassed(), "time")
 
-    async def _run(self, name: str, action: Action, state: ActionState) -> tuple[e.Event, str]:
+    async def _run(self, name: str, action: Action, state: ActionState) -> Happening:
         assert self._plan is not None
         hands = self._job.hands(name)
+        attempt = state.attempt
         if hands is None:
-            refused = e.StepNotServed(name, action, state.attempt, self._now_ms(), refusals_max=1)
-            return refused, f"not_served:{name}:{action}:{state.attempt}"
+            refused = e.StepNotServed(name, action, attempt, self._now_ms(), refusals_max=1)
+            return Happening(refused, f"not_served:{name}:{action}:{attempt}")
         command = Command(
             saga_id=self.saga_id,
             saga=self._state.name,
             step=name,
             action=action,
-            attempt=state.attempt,
+            attempt=attempt,
             idempotency_key=self._state.key_of(name, action),
-            context=self._state.context,
+            context=self._state.context_for(name, action),
             timeout_ms=self._plan.by_name[name].timeout_ms,
         )
         done = await execute(command, hands)
-        self._execution = done
+        if done.misfit is not None:
+            refused = e.StepNotServed(name, action, attempt, self._now_ms(), refusals_max=1, reason=done.misfit)
+            return Happening(refused, f"not_served:{name}:{action}:{attempt}")
         reply = e.StepReplied(
-            name, action, state.attempt, done.run, done.outcome, done.patch, done.response, done.failure
+            name, action, attempt, done.run, done.outcome, done.patch, done.response, done.failure, events=done.events
         )
-        return reply, f"reply:{name}:{action}:{state.attempt}:{done.run}"
+        return Happening(reply, f"reply:{name}:{action}:{attempt}:{done.run}", done)
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._clock_offset_ms
 
-    async def _follow(self, lease: Lease, event: e.Event, cause: str) -> bool:
+    async def _follow(self, lease: Lease, happening: Happening) -> bool:
         """Asks the machine, writes what it decided, and only then goes on. Whether that gave the lease up."""
         now_ms = self._now_ms()
-        reaction = react(self._plan, self._state, event, now_ms)
-        released = _over(reaction.state)
-        if not reaction.changes:
-            if released:
-                await self._storage.release(lease)
-            return released
-        entry = LogEntry(reaction.state.seq, now_ms, cause, reaction.changes)
-        await self._storage.commit(lease, reaction.state, [entry], release=released)
-        self._state = reaction.state
-        self._tell(reaction)
-        if isinstance(event, e.CompensateRequested):
-            self._withdraw_gated()
+        reaction = react(self._plan, self._state, happening.event, now_ms)
+        released = _over(reaction.state) and not self._runs
+        if reaction.changes:
+            entry = LogEntry(reaction.state.seq, now_ms, happening.cause, reaction.changes)
+            await self._storage.commit(lease, reaction.state, [entry], release=released)
+            self._state = reaction.state
+            self._tell(reaction, happening)
+        elif released:
+            await self._storage.release(lease)
+        if happening.answer is not None and not happening.answer.done():
+            happening.answer.set_result(reaction.refused)
         return released
-
-    def _withdraw_gated(self) -> None:
-        """An act that waits at the gate was never run: the turn need not wait for it."""
-        for name, action, state in self._state.active_actions():
-            if action is Action.ACT and state.phase is Phase.AWAITED:
-                self._inbox.append(e.DispatchWithdrawn(name, action, state.attempt))
 
     # --- telling the watchers
 
-    def _tell(self, reaction: Reaction) -> None:
-        execution, self._execution = self._execution, None
-        if execution is not None and any(isinstance(change, CompensationBegan) for change in reaction.changes):
-            self._error = execution.error
+    def _tell(self, reaction: Reaction, happening: Happening) -> None:
+        execution, event = happening.execution, happening.event
+        if execution is not None and execution.error is not None and isinstance(event, e.StepReplied):
+            self._errors[event.step] = execution.error
+        for change in reaction.changes:
+            if isinstance(change, CompensationBegan) and change.failure is not None:
+                self._error = self._errors.get(change.failure.step or "")
         for effect in reaction.effects:
             if isinstance(effect, NotifyStep):
-                result = execution.result if execution is not None else None
+                own = execution is not None and isinstance(event, e.StepReplied) and event.step == effect.step
+                result = execution.result if own and execution is not None else None
                 self.watch.step_done(
                     StepDone(
                         effect.seq,

@@ -17,7 +17,8 @@ from watership.container import Container
 from watership.errors import SagaConflict, SagaNotFound, UnknownSaga, WatershipError
 from watership.machine import events as e
 from watership.saga.compile import Definition
-from watership.saga.driver import Drive, Job, Seat, Start
+from watership.saga.driver import Drive
+from watership.saga.job import Job, Seat, Start
 from watership.saga.models import shape_of
 from watership.saga.storage.protocol import SagaStorage
 from watership.saga.watch import SagaWatch

@@ -11,8 +11,8 @@ from watership.errors import SagaCompensated, SagaConflict, SagaNotFound
 from watership.machine import events as e
 from watership.machine.state import Status
 from watership.saga.compile import compile_saga
-from watership.saga.driver import Job
 from watership.saga.drivers import drivers_for
+from watership.saga.job import Job
 from watership.saga.storage.protocol import SagaStorage
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from watership.adapters.containers import as_container
 from watership.errors import WatershipError
 from watership.machine import events as e
 from watership.saga.compile import Definition, SagaClass, compile_saga
-from watership.saga.driver import Drive, Job
+from watership.saga.driver import Drive
 from watership.saga.drivers import Drivers, drivers_for
+from watership.saga.job import Job
 from watership.saga.models import ContextT, shape_of
 from watership.saga.results import step_result
 from watership.saga.retry import RetryPolicy

@@ -14,8 +14,8 @@ from watership.errors import ConfigurationError, DefinitionError
 from watership.machine import changes as c
 from watership.machine.state import Action, Outcome, Status
 from watership.saga.compile import Definition, compile_saga
-from watership.saga.driver import Job
 from watership.saga.drivers import Drivers
+from watership.saga.job import Job
 from watership.saga.models import ContextT, shape_of
 from watership.saga.saga import Saga
 from watership.saga.step import RemoteStep

@@ -1,0 +1,59 @@
+"""What a drive is given: the saga's classes, how it starts, and what the drives of one store share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from watership import codec
+from watership.clock import Clock
+from watership.container import Container
+from watership.execution import Hands
+from watership.saga.compile import Definition, context_of
+from watership.saga.storage.protocol import LeaseKeeper, SagaStorage
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a saga is driven with: its classes, and where its handlers come from."""
+
+    definition: Definition
+    container: Container
+    build_context: Callable[[dict[str, Any]], Any] | None = None
+
+    def hands(self, step: str) -> Hands | None:
+        """How a step is run; None if this process has no such step."""
+        handler = self.definition.steps.get(step)
+        if handler is None:
+            return None
+        fallback = self.definition.fallbacks.get(step)
+        breaker = fallback.circuit_breaker if fallback is not None else None
+        return Hands(
+            handler, context_of(handler, self.definition.context_type), self.container, breaker, self.build_context
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Start:
+    """A saga that is to be made if it is not there yet."""
+
+    context: dict[str, Any]
+    input_hash: str
+
+    @classmethod
+    def of(cls, name: str, context: dict[str, Any], saga_id: UUID) -> Start:
+        """Checks the context and its size. Raises `InvalidPayload` or `LimitExceeded`."""
+        codec.encode_context(context, what=f"saga {name} {saga_id}: the context")
+        return cls(context, codec.input_hash(name, context))
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain."""
+
+    storage: SagaStorage
+    clock: Clock
+    keeper: LeaseKeeper | None
+    plans_kept: set[str] = dataclasses.field(default_factory=set)
