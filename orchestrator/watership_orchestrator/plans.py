@@ -59,18 +59,18 @@ class PlanBook:
         return entry is None or now_s - entry.read_at_s >= NEWEST_FRESH_S
 
     async def _read(self, hashes: set[str], names: set[str], now_s: float) -> None:
-        plan, choice = plan_table.c, plan_choice_table.c
+        known, choice = plan_table.c, plan_choice_table.c
         chosen = sa.and_(
-            choice.namespace == plan.namespace, choice.saga == plan.saga, choice.plan_hash == plan.plan_hash
+            choice.namespace == known.namespace, choice.saga == known.saga, choice.plan_hash == known.plan_hash
         )
         query = (
-            sa.select(plan.plan_hash, plan.saga, plan.plan)
+            sa.select(known.plan_hash, known.saga, known.plan)
             .outerjoin_from(plan_table, plan_choice_table, chosen)
-            .where(plan.namespace == self._namespace)
-            .where(sa.or_(plan.plan_hash.in_(hashes), plan.saga.in_(names)))
+            .where(known.namespace == self._namespace)
+            .where(sa.or_(known.plan_hash.in_(hashes), known.saga.in_(names)))
             # The last one is what a start gets that names none: what an operator chose, else what was first registered
             # last, so that an old worker that restarts cannot take over.
-            .order_by(choice.saga.is_not(None), plan.registered_at_ms, plan.plan_hash)
+            .order_by(choice.saga.is_not(None), known.registered_at_ms, known.plan_hash)
         )
         async with self._engine.connect() as connection:
             rows = (await connection.execute(query)).all()
