@@ -7,94 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from watership import codec
-from watership.errors import InvalidPayload, LimitExceeded, SagaConflict
+from watership.errors import InvalidPayload, SagaConflict
 from watership.machine import events as e
-from watership.machine.changes import Dispatched
+from watership.machine.apply import apply
+from watership.machine.changes import Dispatched, Operated
 from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendCommand, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Outcome, SagaState, Status
-from watership.messages import MISFIT, AdminRequest, AdminVerb, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
+from watership.messages import MISFIT, AdminRequest, AdminVerb, ReplyOutcome, StartSaga, StepReply
 from watership.saga.storage.protocol import LogEntry
+from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, Tombstone, within_limits
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_unsent
 from watership_orchestrator.store import StoredSaga
+
+__all__ = ["Arrival", "Judgement", "NeedsHistory", "Plans", "Rejection", "judge"]
 
 PLAN_LOOK_MS = 5_000
 PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Arrival:
-    """One thing to decide on. ``message`` None: the reaper's look.
-
-    ``redelivered``: it was delivered to us before. ``in_doubt``: it was judged before, in a transaction of which nobody
-    knows whether it was committed. Either way, what follows from it may be on record already, and never sent.
-    """
-
-    saga_id: uuid.UUID
-    message: StartSaga | StepReply | AdminRequest | None
-    redelivered: bool = False
-    reply_to: str | None = None
-    traceparent: str | None = None
-    message_id: str | None = None
-    in_doubt: bool = False
-
-    @property
-    def again(self) -> bool:
-        """It may have been judged before."""
-        return self.redelivered or self.in_doubt
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rejection:
-    """An arrival that made no difference and must be given back: dead-lettered, with the reason to its sender."""
-
-    arrival: Arrival
-    code: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Plans:
-    """The plans that a batch needs, looked up before it is judged; and whether a context satisfies one's schema."""
-
-    by_hash: dict[str, Plan]
-    newest: dict[str, Plan]
-    trouble_with: Callable[[Plan, dict[str, Any]], str | None]
-
-    def for_start(self, start: StartSaga) -> Plan | None:
-        """The plan that a start runs on: the one that it names, else the newest of its saga's name."""
-        if start.plan is not None:
-            return self.by_hash.get(start.plan)
-        return self.newest.get(start.saga)
-
-    def of(self, state: SagaState) -> Plan | None:
-        """The plan that a saga is pinned to (law 7), or may be pinned to now."""
-        if state.plan_hash is not None:
-            return self.by_hash.get(state.plan_hash)
-        return self.newest.get(state.name)
-
-
-def _within_limits(state: SagaState, reply: StepReply) -> StepReply:
-    """A reply whose patch takes the context over its limit: the step may have acted, and its changes cannot be kept."""
-    if not reply.patch:
-        return reply
-    size = len(codec.dumps({**state.context, **reply.patch}))
-    if size <= codec.CONTEXT_BYTES_MAX:
-        return reply
-    over = LimitExceeded(
-        f"saga {reply.saga_id}, step {reply.step}: the context's size in bytes",
-        value=size,
-        limit=codec.CONTEXT_BYTES_MAX,
-    )
-    error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
-    return reply.model_copy(update={"outcome": ReplyOutcome.UNKNOWN, "patch": None, "response": None, "error": error})
 
 
 class NeedsHistory(Exception):
@@ -122,6 +57,8 @@ class Judgement:
     awaited_before: frozenset[SendCommand] = frozenset()
     looked: bool = False
     by_message: bool = False
+    by_row: bool = False  # from the commit on, no message and no row would bring it again
+    told: dict[int, str] = dataclasses.field(default_factory=dict)  # what came of a row, by id() of its arrival
 
     @property
     def moved(self) -> bool:
@@ -130,10 +67,11 @@ class Judgement:
 
     def owed_reason(self) -> str | None:
         """Why the row owes something from this commit on; None: nothing, or its message brings it back."""
-        if self.by_message and self.owed_before is None:
+        by_message = self.by_message and not self.by_row
+        if by_message and self.owed_before is None:
             return None  # the hot path: what follows is brought back by its message
         sends = self.commands_to_send()
-        if (sends or self.notices) and not self.by_message:
+        if (sends or self.notices) and not by_message:
             return UNCONFIRMED_YET
         if self.owed_before is None or self.state is None:
             return None
@@ -158,8 +96,12 @@ def judge(
     plans: Plans,
     now_ms: int,
     history: Sequence[LogEntry] | None = None,
+    tombstone: Tombstone | None = None,
 ) -> Judgement:
-    """Everything that ``arrivals`` do to one saga, in their order. Raises `NeedsHistory` if its log must be known."""
+    """Everything that ``arrivals`` do to one saga, in their order. Raises `NeedsHistory` if its log must be known.
+
+    ``tombstone``: there was such a saga; it was pruned.
+    """
     if stored is None:
         judgement = Judgement(saga_id, None, "", None, None)
     else:
@@ -167,7 +109,7 @@ def judge(
         if stored.owed:
             judgement.owed_before = stored.owed_reason or UNCONFIRMED_YET
             judgement.awaited_before = awaited_commands(stored.state)
-    judge_one = _Judge(judgement, plans, now_ms, history)
+    judge_one = _Judge(judgement, plans, now_ms, history, tombstone)
     for arrival in arrivals:
         judge_one.arrival(arrival)
     judge_one.withdraw_overtaken()
@@ -181,64 +123,107 @@ class _Judge:
         plans: Plans,
         now_ms: int,
         history: Sequence[LogEntry] | None,
+        tombstone: Tombstone | None,
     ) -> None:
         self.it = judgement
+        self.tombstone = tombstone
         self.plans = plans
         self.now_ms = now_ms
         self.history = history
         self.decided_now: set[SendCommand] = set()
 
     def arrival(self, arrival: Arrival) -> None:
+        if arrival.row is None:
+            self.it.by_message = self.it.by_message or arrival.message is not None
+            self._judge(arrival)
+            return
+        self.it.by_row = True
+        entries, ledger, refused = len(self.it.entries), len(self.it.ledger), len(self.it.rejections)
+        self._judge(arrival)
+        if len(self.it.entries) > entries and arrival.mark is not None:
+            self._leave(arrival.mark)
+        self.it.told[id(arrival)] = (
+            f"refused: {self.it.rejections[-1].reason}"
+            if len(self.it.rejections) > refused
+            else f"in the ledger: {self.it.ledger[-1][0]}"
+            if len(self.it.ledger) > ledger
+            else f"applied: entry {self.it.entries[-1].seq} of the saga's log"
+            if len(self.it.entries) > entries
+            else "it changes nothing: the saga has it already"
+        )
+
+    def _judge(self, arrival: Arrival) -> None:
         message = arrival.message
         if message is None:
             self._look()
         elif isinstance(message, StartSaga):
-            self.it.by_message = True
             self._start(arrival, message)
         elif isinstance(message, StepReply):
-            self.it.by_message = True
             self._reply(arrival, message)
         else:
-            self.it.by_message = True
             self._operate(arrival, message)
+
+    def _leave(self, mark: Mark) -> None:
+        assert self.it.state is not None
+        state = self.it.state.copy()
+        state.seq += 1
+        change = Operated(mark.actor, mark.verb, mark.reason)
+        apply(state, change)
+        self.it.state = state
+        self.it.entries.append(LogEntry(state.seq, self.now_ms, mark.cause, (change,)))
 
     # --- starts
 
     def _start(self, arrival: Arrival, start: StartSaga) -> None:
         state = self.it.state
+        trouble = arrival.unreadable
         try:
             codec.encode_context(start.context, what=f"saga {start.saga} {start.saga_id}: the context")
         except (InvalidPayload, ValueError) as error:
-            code = getattr(error, "code", InvalidPayload.code)
-            self.it.rejections.append(Rejection(arrival, code, str(error)))
-            return
+            if not arrival.must_stand:
+                code = getattr(error, "code", InvalidPayload.code)
+                self.it.rejections.append(Rejection(arrival, code, str(error)))
+                return
+            trouble, start = str(error), start.model_copy(update={"context": {}, "plan": UNREADABLE})
         input_hash = codec.input_hash(start.saga, start.context)
+        if self.tombstone is not None and state is None:
+            self._start_again(arrival, start, self.tombstone.name, self.tombstone.input_hash, input_hash)
+            return
         if state is not None:
-            self._start_again(arrival, start, state, input_hash)
+            self._start_again(arrival, start, state.name, self.it.input_hash, input_hash)
             return
         plan = self.plans.for_start(start)
-        trouble = self.plans.trouble_with(plan, start.context) if plan is not None else None
-        if trouble is not None:
-            reason = f"the context of saga {start.saga} {start.saga_id} does not fit its schema: {trouble}"
-            self.it.rejections.append(Rejection(arrival, InvalidPayload.code, reason))
+        if trouble is None and plan is not None:
+            trouble = self.plans.trouble_with(plan, start.context)
+            if trouble is not None:
+                trouble = f"the context of saga {start.saga} {start.saga_id} does not fit its schema: {trouble}"
+        if trouble is not None and not arrival.must_stand:
+            self.it.rejections.append(Rejection(arrival, InvalidPayload.code, trouble))
             return
         self.it.is_new, self.it.input_hash = True, input_hash
         self.it.reply_to, self.it.traceparent = arrival.reply_to, arrival.traceparent
         self.it.state = SagaState(str(self.it.saga_id))
+        plan = plan if trouble is None else None
         look_again_at_ms = None if plan is not None else self.now_ms + PLAN_LOOK_MS
         plan_hash = plan.hash if plan is not None else start.plan
-        self._follow(plan, e.SagaStarted(start.saga, start.context, plan_hash, look_again_at_ms), "start")
+        cause = arrival.mark.cause if arrival.mark is not None else "start"
+        self._follow(plan, e.SagaStarted(start.saga, start.context, plan_hash, look_again_at_ms), cause)
+        if trouble is not None:
+            self._follow(None, e.ContextRefused(trouble), cause)
 
     # Law 11: the same id and input is the same saga; anything else is a conflict.
-    def _start_again(self, arrival: Arrival, start: StartSaga, state: SagaState, input_hash: str) -> None:
-        if state.name != start.saga or self.it.input_hash != input_hash:
-            what = f"a saga {state.name}" if state.name != start.saga else "other input"
+    def _start_again(self, arrival: Arrival, start: StartSaga, name: str, hash_before: str, input_hash: str) -> None:
+        if name != start.saga or hash_before != input_hash:
+            what = f"a saga {name}" if name != start.saga else "other input"
             reason = f"the id {start.saga_id} is taken: a saga was started under it with {what}"
-            self.it.rejections.append(Rejection(arrival, SagaConflict.code, reason))
+            if arrival.must_stand:
+                self.it.ledger.append((reason, start.to_body().decode()))
+            else:
+                self.it.rejections.append(Rejection(arrival, SagaConflict.code, reason))
             return
         if arrival.reply_to is not None:
             self.it.known_to.append(arrival.reply_to)
-        if arrival.again and not self.it.is_new:
+        if arrival.again and not self.it.is_new and self.it.state is not None:
             self._owed_again("start")
 
     # --- replies
@@ -246,7 +231,8 @@ class _Judge:
     def _reply(self, arrival: Arrival, reply: StepReply) -> None:
         state = self.it.state
         if state is None:
-            self.it.ledger.append(("there is no such saga", reply.to_body().decode()))
+            why = "there is no such saga" if self.tombstone is None else "its saga was pruned"
+            self.it.ledger.append((why, reply.to_body().decode()))
             return
         plan = self.plans.of(state)
         if reply.outcome is ReplyOutcome.NOT_SERVED:
@@ -265,7 +251,7 @@ class _Judge:
                 if arrival.again:
                     self._owed_again(cause)
                 return
-        reply = _within_limits(state, reply)
+        reply = within_limits(state, reply)
         failure = reply.error.failure(reply.step) if reply.error is not None else None
         event_ = e.StepReplied(
             reply.step,
@@ -281,7 +267,7 @@ class _Judge:
             reply.certain,
             tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
         )
-        reaction = self._follow(plan, event_, cause)
+        reaction = self._follow(plan, event_, arrival.mark.cause if arrival.mark is not None else cause)
         if reaction.ledger is not None:
             self.it.ledger.append((reaction.ledger, reply.to_body().decode()))
 
@@ -350,7 +336,8 @@ class _Judge:
     def _operate(self, arrival: Arrival, request: AdminRequest) -> None:
         state = self.it.state
         if state is None:
-            self.it.refusals[id(arrival)] = f"no saga has the id {request.saga_id}"
+            why = f"no saga has the id {request.saga_id}" if self.tombstone is None else self.tombstone.words
+            self.it.refusals[id(arrival)] = why
             return
         cause = f"admin:{request.verb}:{arrival.message_id}"
         if arrival.again and arrival.message_id is not None and self._knows(cause):

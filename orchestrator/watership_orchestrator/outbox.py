@@ -30,8 +30,8 @@ class Outgoing:
 def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> list[Outgoing]:
     """Everything that one saga sends after its commit, commands first."""
     state = judgement.state
-    if state is None:
-        return []
+    if state is None:  # there was one, perhaps, and it was pruned
+        return [_known(judgement, 0, reply_to) for reply_to in judgement.known_to]
     outgoing = [
         Outgoing(judgement.saga_id, _command(judgement, state, plan, command, topology), True, command)
         for command in judgement.commands_to_send()

@@ -20,7 +20,7 @@ from watership.errors import DefinitionError
 from watership.machine.plan import Plan
 from watership.machine.state import Status
 from watership.messages import HandlerOnWire, RegisterWorker
-from watership.saga.storage.schema import handler_table, plan_table, saga_table
+from watership.saga.storage.schema import handler_table, plan_choice_table, plan_table, saga_table
 from watership_orchestrator.judgement import Plans
 
 NEWEST_FRESH_S = 1.0
@@ -35,7 +35,7 @@ class _Newest:
 
 
 class PlanBook:
-    """Plans by hash, which never change, and the newest one of each saga, which is read again every second."""
+    """Plans by hash, which never change, and the one of each saga that foreign starts get, read again every second."""
 
     def __init__(self, engine: AsyncEngine, namespace: str) -> None:
         self._engine = engine
@@ -59,13 +59,18 @@ class PlanBook:
         return entry is None or now_s - entry.read_at_s >= NEWEST_FRESH_S
 
     async def _read(self, hashes: set[str], names: set[str], now_s: float) -> None:
-        columns = (plan_table.c.plan_hash, plan_table.c.saga, plan_table.c.plan)
+        known, choice = plan_table.c, plan_choice_table.c
+        chosen = sa.and_(
+            choice.namespace == known.namespace, choice.saga == known.saga, choice.plan_hash == known.plan_hash
+        )
         query = (
-            sa.select(*columns)
-            .where(plan_table.c.namespace == self._namespace)
-            .where(sa.or_(plan_table.c.plan_hash.in_(hashes), plan_table.c.saga.in_(names)))
-            # First registered last: an old worker that restarts cannot take over.
-            .order_by(plan_table.c.registered_at_ms, plan_table.c.plan_hash)
+            sa.select(known.plan_hash, known.saga, known.plan)
+            .outerjoin_from(plan_table, plan_choice_table, chosen)
+            .where(known.namespace == self._namespace)
+            .where(sa.or_(known.plan_hash.in_(hashes), known.saga.in_(names)))
+            # The last one is what a start gets that names none: what an operator chose, else what was first registered
+            # last, so that an old worker that restarts cannot take over.
+            .order_by(choice.saga.is_not(None), known.registered_at_ms, known.plan_hash)
         )
         async with self._engine.connect() as connection:
             rows = (await connection.execute(query)).all()

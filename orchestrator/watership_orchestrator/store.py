@@ -24,91 +24,10 @@ from watership.saga.storage.rows import (
     state_from_row,
     state_to_json,
 )
-
-_NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint".replace("::", r"\:\:")
-_ROW = (
-    "saga_id, name, plan_hash, status, seq, context, state, input_hash, machine_version, parked_reason, paused, "
-    "owed, owed_reason, reply_to, traceparent, due_at_ms, wake_at_ms, namespace, driver"
-)
-
-# The clock is read for each row as it is returned, so after its lock (law 9). Ids in order: no deadlock. By the key
-# alone: told the namespace, the planner may go through that index instead, and read every saga there is.
-_LOCK = sa.text(
-    f"SELECT {_ROW}, {_NOW_MS} AS now_ms FROM watership_saga "  # noqa: S608 - names of our own
-    "WHERE saga_id = ANY(CAST(:ids AS uuid[])) ORDER BY saga_id FOR UPDATE SKIP LOCKED"
-)
-_EXISTING = sa.text("SELECT saga_id, namespace, driver FROM watership_saga WHERE saga_id = ANY(CAST(:ids AS uuid[]))")
-_CLOCK = sa.text(f"SELECT {_NOW_MS}")
-_DUE = sa.text(
-    "SELECT saga_id FROM watership_saga WHERE namespace = :namespace AND driver = 'orchestrator' "  # noqa: S608
-    f"AND wake_at_ms <= {_NOW_MS} AND machine_version <= CAST(:version AS int) ORDER BY wake_at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
-)
-_INSERT = sa.text(
-    "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "
-    "input_hash, machine_version, parked_reason, reply_to, traceparent, due_at_ms, wake_at_ms, created_at_ms, "
-    "updated_at_ms) "
-    "SELECT u.saga_id, CAST(:namespace AS text), 'orchestrator', u.name, u.plan_hash, u.status, u.seq, u.context, u.state, u.step, "
-    "u.input_hash, CAST(:version AS int), u.parked_reason, u.reply_to, u.traceparent, u.due_at_ms, u.due_at_ms, "
-    "CAST(:now_ms AS bigint), CAST(:now_ms AS bigint) "
-    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:name AS text[]), CAST(:plan_hash AS text[]), CAST(:status AS text[]), "
-    "CAST(:seq AS int[]), CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), "
-    "CAST(:input_hash AS text[]), CAST(:parked_reason AS text[]), CAST(:reply_to AS text[]), "
-    "CAST(:traceparent AS text[]), CAST(:due_at_ms AS bigint[])) "
-    "AS u(saga_id, name, plan_hash, status, seq, context, state, step, input_hash, parked_reason, reply_to, "
-    "traceparent, due_at_ms) ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
-)
-# wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked
-# (`looked`), or nothing is to be waited for any more. So an update on the hot path stays heap-only.
-_UPDATE = sa.text(
-    "UPDATE watership_saga s SET plan_hash = u.plan_hash, status = u.status, seq = u.seq, context = u.context, "
-    "state = u.state, step = u.step, parked_reason = u.parked_reason, machine_version = CAST(:version AS int), "
-    "owed = u.owed_reason IS NOT NULL, owed_reason = u.owed_reason, "
-    "due_at_ms = u.due_at_ms, updated_at_ms = CAST(:now_ms AS bigint), wake_at_ms = CASE "
-    "WHEN u.owed_reason IS NOT NULL THEN CAST(:now_ms AS bigint) + CAST(:owed_look_ms AS bigint) "
-    "WHEN u.due_at_ms IS NULL THEN NULL "
-    "WHEN u.looked THEN u.due_at_ms "
-    "ELSE LEAST(COALESCE(s.wake_at_ms, u.due_at_ms), u.due_at_ms) END "
-    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:plan_hash AS text[]), CAST(:status AS text[]), CAST(:seq AS int[]), "
-    "CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), CAST(:parked_reason AS text[]), "
-    "CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[]), CAST(:looked AS bool[])) "
-    "AS u(saga_id, plan_hash, status, seq, context, state, step, parked_reason, owed_reason, due_at_ms, looked) "
-    "WHERE s.saga_id = u.saga_id"
-)
-_LOG = sa.text(
-    "INSERT INTO watership_log (saga_id, seq, at_ms, cause, changes) "
-    "SELECT * FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[]), CAST(:at_ms AS bigint[]), "
-    "CAST(:cause AS text[]), CAST(:changes AS text[]))"
-)
-_LEDGER = sa.text(
-    "INSERT INTO watership_ledger (namespace, saga_id, at_ms, reason, message) "
-    "SELECT CAST(:namespace AS text), u.saga_id, CAST(:now_ms AS bigint), u.reason, u.message "
-    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:reason AS text[]), CAST(:message AS text[])) "
-    "AS u(saga_id, reason, message)"
-)
-_HISTORY = sa.text(
-    "SELECT saga_id, seq, at_ms, cause, changes FROM watership_log WHERE saga_id = ANY(CAST(:ids AS uuid[])) "
-    "ORDER BY saga_id, seq"
-)
-# Only if the saga has not moved since: a reply that came in the meantime says that the command was sent.
-_OWE = sa.text(
-    "UPDATE watership_saga s SET owed = true, owed_reason = u.reason, "
-    "wake_at_ms = LEAST(COALESCE(s.wake_at_ms, u.wake_at_ms), u.wake_at_ms) "
-    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[]), CAST(:reason AS text[]), CAST(:wake_at_ms AS bigint[])) "
-    "AS u(saga_id, seq, reason, wake_at_ms) WHERE s.saga_id = u.saga_id AND s.seq = u.seq"
-)
-_SETTLE = sa.text(
-    "UPDATE watership_saga s SET owed = false, owed_reason = NULL, wake_at_ms = s.due_at_ms "
-    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[])) AS u(saga_id, seq) "
-    "WHERE s.saga_id = u.saga_id AND s.seq = u.seq AND s.owed"
-)
-_LOOKED = sa.text(
-    f"UPDATE watership_saga SET wake_at_ms = CASE WHEN owed THEN {_NOW_MS} + CAST(:owed_look_ms AS bigint) "  # noqa: S608
-    "ELSE due_at_ms END WHERE saga_id = ANY(CAST(:ids AS uuid[]))"
-)
-_BACK_OFF = sa.text(
-    f"UPDATE watership_saga SET wake_at_ms = {_NOW_MS} + CAST(:back_off_ms AS bigint) "  # noqa: S608 - no input
-    "WHERE saga_id = ANY(CAST(:ids AS uuid[])) AND wake_at_ms IS NOT NULL"
-)
+from watership_orchestrator import statements as sql
+from watership_orchestrator import waiting
+from watership_orchestrator.arrivals import Tombstone, Waiting
+from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
 
 OWED_LOOK_MS = 10_000
 
@@ -136,6 +55,7 @@ class NewRow:
     input_hash: str
     reply_to: str | None
     traceparent: str | None
+    owed_reason: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,34 +84,41 @@ class Batch:
         self._connection = connection
         self._namespace = namespace
         self.now_ms = 0
+        self.broken: dict[uuid.UUID, Exception] = {}  # rows that `lock` locked and that cannot be read, and why
 
     async def _run(self, statement: sa.TextClause, **values: Any) -> sa.CursorResult[Any]:
         return await self._connection.execute(statement, values)
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
-        """Locks what is free among ``ids``, and reads the clock after that."""
-        found = (await self._run(_LOCK, ids=sorted(ids))).mappings().all()
+        """Locks what is free among ``ids``, and reads the clock after that. What cannot be read is in `broken`."""
+        found = (await self._run(sql.LOCK, ids=sorted(ids))).mappings().all()
         rows = [row for row in found if row["namespace"] == self._namespace and row["driver"] == "orchestrator"]
         if rows:
             self.now_ms = max(row["now_ms"] for row in rows)
         else:
-            self.now_ms = (await self._run(_CLOCK)).scalar_one()
-        return {row["saga_id"]: _stored(dict(row)) for row in rows}
+            self.now_ms = (await self._run(sql.CLOCK)).scalar_one()
+        found_sagas: dict[uuid.UUID, StoredSaga] = {}
+        for row in rows:
+            try:
+                found_sagas[row["saga_id"]] = _stored(dict(row))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's alone
+                self.broken[row["saga_id"]] = error
+        return found_sagas
 
     async def existing(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, bool]:
         """Which of ``ids`` are taken; True: by a saga of ours, so it is locked elsewhere."""
         if not ids:
             return {}
-        rows = (await self._run(_EXISTING, ids=sorted(ids))).all()
+        rows = (await self._run(sql.EXISTING, ids=sorted(ids))).all()
         return {row.saga_id: row.namespace == self._namespace and row.driver == "orchestrator" for row in rows}
 
     async def due(self, limit: int) -> list[uuid.UUID]:
         """What must be looked at now, oldest first; what somebody is at is passed over."""
-        rows = await self._run(_DUE, namespace=self._namespace, limit=limit, version=MACHINE_VERSION)
+        rows = await self._run(sql.DUE, namespace=self._namespace, limit=limit, version=MACHINE_VERSION)
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
-        """Makes sagas; the ids that were still free."""
+        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had."""
         if not rows:
             return set()
         values = _columns(rows)
@@ -200,11 +127,13 @@ class Batch:
             input_hash=[row.input_hash for row in rows],
             reply_to=[row.reply_to for row in rows],
             traceparent=[row.traceparent for row in rows],
+            owed_reason=[row.owed_reason for row in rows],
             namespace=self._namespace,
             version=MACHINE_VERSION,
             now_ms=self.now_ms,
+            owed_look_ms=OWED_LOOK_MS,
         )
-        return set((await self._run(_INSERT, **values)).scalars())
+        return set((await self._run(sql.INSERT, **values)).scalars())
 
     async def update(self, rows: Sequence[ChangedRow]) -> None:
         """Writes sagas that moved; their rows are locked."""
@@ -218,13 +147,13 @@ class Batch:
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
         )
-        await self._run(_UPDATE, **values)
+        await self._run(sql.UPDATE, **values)
 
     async def log(self, entries: Sequence[tuple[uuid.UUID, LogEntry]]) -> None:
         """Appends to the log."""
         if entries:
             await self._run(
-                _LOG,
+                sql.LOG,
                 saga_id=[saga_id for saga_id, _ in entries],
                 seq=[entry.seq for _, entry in entries],
                 at_ms=[entry.at_ms for _, entry in entries],
@@ -236,7 +165,7 @@ class Batch:
         """Keeps what moved nothing."""
         if lines:
             await self._run(
-                _LEDGER,
+                sql.LEDGER,
                 namespace=self._namespace,
                 now_ms=self.now_ms,
                 saga_id=[line.saga_id for line in lines],
@@ -247,15 +176,35 @@ class Batch:
     async def history(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, list[LogEntry]]:
         """The whole logs of a few sagas."""
         found: dict[uuid.UUID, list[LogEntry]] = {saga_id: [] for saga_id in ids}
-        for row in await self._run(_HISTORY, ids=sorted(ids)):
+        for row in await self._run(sql.HISTORY, ids=sorted(ids)):
             entry = LogEntry(row.seq, row.at_ms, row.cause, changes_from_json(row.changes))
             found[row.saga_id].append(entry)
         return found
 
+    async def tombstones(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
+        """What sagas among ``ids`` left when they were pruned, whosever they were."""
+        if not ids:
+            return {}
+        found = await waiting.tombstones(self._connection, self._namespace, ids)
+        return {tombstone.saga_id: tombstone for tombstone in found}
+
+    async def hold(self, rows: Collection[Waiting]) -> set[Waiting]:
+        """Locks the rows that still wait to be judged; what somebody else judges, or has judged, is left out."""
+        return await waiting.hold(self._connection, self._namespace, rows)
+
+    async def done(self, told: Mapping[Waiting, str]) -> None:
+        """These rows, which are held, are judged: they go with this transaction, a dead letter with these words."""
+        await waiting.done(self._connection, self._namespace, told)
+
+    async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
+        """Keeps signals for sagas that do not exist (yet): once each, whatever how often they come."""
+        if signals:
+            await waiting.keep_signals(self._connection, self._namespace, signals)
+
     async def looked(self, ids: Collection[uuid.UUID]) -> None:
         """The reaper looked, and nothing was due: the next look is at the true deadline."""
         if ids:
-            await self._run(_LOOKED, ids=sorted(ids), owed_look_ms=OWED_LOOK_MS)
+            await self._run(sql.LOOKED, ids=sorted(ids), owed_look_ms=OWED_LOOK_MS)
 
 
 class Store:
@@ -274,25 +223,71 @@ class Store:
     async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
         """Marks sagas (id, seq, reason) whose messages the broker has not confirmed."""
         async with self.engine.begin() as connection:
-            now_ms = (await connection.execute(_CLOCK)).scalar_one()
+            now_ms = (await connection.execute(sql.CLOCK)).scalar_one()
             values = {
                 "saga_id": [line[0] for line in lines],
                 "seq": [line[1] for line in lines],
                 "reason": [line[2] for line in lines],
                 "wake_at_ms": [now_ms + wake_in_ms] * len(lines),
             }
-            await connection.execute(_OWE, values)
+            await connection.execute(sql.OWE, values)
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """What these sagas (id, seq) owed is confirmed."""
         async with self.engine.begin() as connection:
             values = {"saga_id": [line[0] for line in lines], "seq": [line[1] for line in lines]}
-            await connection.execute(_SETTLE, values)
+            await connection.execute(sql.SETTLE, values)
 
-    async def back_off(self, ids: Collection[uuid.UUID], *, back_off_ms: int) -> None:
-        """Looks at these again only later: what they need fails, and must starve no other."""
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
         async with self.engine.begin() as connection:
-            await connection.execute(_BACK_OFF, {"ids": sorted(ids), "back_off_ms": back_off_ms})
+            await connection.execute(
+                sql.BACK_OFF, {"ids": sorted(ids), "at_least_ms": at_least_ms, "at_most_ms": at_most_ms}
+            )
+
+    # --- rows that wait to be judged
+
+    async def starts(self, limit: int) -> list[WaitingStart]:
+        """Starts that clients wrote in transactions of their own, oldest first; what is backed off is left out."""
+        async with self.engine.begin() as connection:
+            return await waiting.starts(connection, self.namespace, limit)
+
+    async def signals(self, limit: int) -> list[WaitingSignal]:
+        """Signals that came early and whose saga exists by now, oldest first."""
+        async with self.engine.begin() as connection:
+            return await waiting.signals(connection, self.namespace, limit)
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Dead letters that shall be judged, oldest first."""
+        async with self.engine.begin() as connection:
+            return await waiting.dead_letters(connection, self.namespace, limit)
+
+    async def dead_letter(self, letter_id: int) -> DeadLetter | None:
+        """One that shall be judged; None: there is none of this number, or it is judged."""
+        async with self.engine.begin() as connection:
+            return await waiting.dead_letter(connection, self.namespace, letter_id)
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """Looks at these rows again only later, each failure twice as much later."""
+        async with self.engine.begin() as connection:
+            await waiting.back_off(connection, self.namespace, rows)
+
+    async def rows_done(self, told: Mapping[Waiting, str]) -> None:
+        """Rows on which nothing is to be judged after all, and why."""
+        async with self.engine.begin() as connection:
+            await waiting.done(connection, self.namespace, told)
+
+    async def keep_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Keeps what the broker gave up on. On return it is committed."""
+        async with self.engine.begin() as connection:
+            await waiting.keep_dead_letters(connection, self.namespace, letters)
+
+    async def hand_on_dead_letter(self, letter_id: int, *, actor: str, reason: str, judged: str | None) -> bool:
+        """An operator has it judged again (``judged`` None), or puts it aside with these words. False: no such letter."""
+        async with self.engine.begin() as connection:
+            return await waiting.hand_on_dead_letter(
+                connection, self.namespace, letter_id, actor=actor, reason=reason, judged=judged
+            )
 
 
 def _stored(row: Mapping[str, Any]) -> StoredSaga:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -19,6 +20,17 @@ from watership.saga.storage.sqlalchemy import SqlAlchemySagaStorage
 
 from tests.support.databases import empty_database
 from tests.support.stored_sagas import StoredSaga
+
+# Rows as the first schema's programs wrote them.
+FIRST_SAGA = """
+    INSERT INTO watership_saga (saga_id, namespace, driver, name, status, seq, context, state, input_hash,
+        machine_version, wake_at_ms, created_at_ms, updated_at_ms)
+    VALUES ('{saga_id}', 'watership', 'embedded', 'Order', 'RUNNING', 1, '{{"n":1}}', '{{"steps":{{}}}}', 'x', 1, 1, 1, 1)
+"""
+FIRST_LEDGER_LINE = """
+    INSERT INTO watership_ledger (namespace, saga_id, at_ms, reason, message)
+    VALUES ('watership', '{saga_id}', 1, 'late', '{{}}')
+"""
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
@@ -101,8 +113,32 @@ async def test_made_tables_are_stamped_and_their_sagas_stay(empty_urls: tuple[st
     saga = await StoredSaga(storage).create()
     await migrations.upgrade(url)
     revision = await inside(url, lambda c: c.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one())
-    assert revision == "0001"
+    assert revision == "0002"
     assert await storage.load(saga.saga_id) is not None
+    await storage.close()
+
+
+def run_first_migration_only(connection: sa.Connection) -> None:
+    config = migrations._config(connection)
+    command.upgrade(config, "0001")
+
+
+async def test_sagas_of_the_first_schema_survive_the_upgrade(empty_urls: tuple[str, str]) -> None:
+    old, _ = empty_urls
+    await inside(old, run_first_migration_only)
+    storage = SqlAlchemySagaStorage(old)
+    saga = StoredSaga(storage)
+    await inside(old, lambda c: c.exec_driver_sql(FIRST_SAGA.format(saga_id=saga.saga_id.hex)))
+    await inside(old, lambda c: c.exec_driver_sql(FIRST_LEDGER_LINE.format(saga_id=saga.saga_id.hex)))
+    assert any("watership_start is missing" in sentence for sentence in await migrations.check(old))
+    assert await migrations.upgrade(old)
+    assert await migrations.check(old) == []
+    record = await storage.load(saga.saga_id)
+    assert record is not None
+    assert (record.state.name, record.state.context) == ("Order", {"n": 1})
+    assert await inside(old, lambda c: c.exec_driver_sql("SELECT reason FROM watership_ledger").scalar_one()) == "late"
+    another = await StoredSaga(storage).create()
+    assert await storage.load(another.saga_id) is not None
     await storage.close()
 
 

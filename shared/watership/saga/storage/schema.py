@@ -15,6 +15,9 @@ NOTHING_IS_STUCK = (
 SCHEMA_LOCK = 0x7761_7465  # "wate"
 VERSION_TABLE = "watership_alembic_version"
 
+# SQLite numbers rows by itself only where the key is exactly INTEGER.
+_COUNTED = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 class Base(DeclarativeBase):
     """The declarative base of Watership's tables: put its ``metadata`` beside your own in Alembic's env."""
@@ -103,11 +106,97 @@ handler_table = sa.Table(
 ledger_table = sa.Table(
     "watership_ledger",
     Base.metadata,
-    # SQLite numbers rows by itself only where the key is exactly INTEGER.
-    sa.Column("ledger_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("ledger_id", _COUNTED, primary_key=True, autoincrement=True),
     sa.Column("namespace", sa.String(100), nullable=False),
     sa.Column("saga_id", sa.Uuid, nullable=False, index=True),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("message", sa.Text, nullable=False, comment="JSON: what came"),
+)
+
+# Sequences of these two are identities: whoever may insert needs no right of its own on a sequence.
+start_table = sa.Table(
+    "watership_start",
+    Base.metadata,
+    sa.Column("start_id", _COUNTED, sa.Identity(), primary_key=True, autoincrement=True),
+    sa.Column("namespace", sa.String(100), nullable=False),
+    sa.Column("driver", sa.String(16), nullable=False, comment="embedded or orchestrator: who takes it up"),
+    sa.Column("saga_id", sa.Uuid, nullable=False),
+    sa.Column("saga", sa.String(200), nullable=False),
+    sa.Column("plan_hash", sa.String(32)),
+    sa.Column("plan", sa.Text, comment="JSON: so that it needs no broker to be known"),
+    sa.Column("context", sa.Text, nullable=False, comment="JSON"),
+    sa.Column("traceparent", sa.String(64)),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column(
+        "look_at_ms", sa.BigInteger, nullable=False, server_default="0", comment="not before: backed off, or held"
+    ),
+)
+sa.Index("watership_start_look", start_table.c.namespace, start_table.c.driver, start_table.c.look_at_ms)
+
+signal_table = sa.Table(
+    "watership_signal",
+    Base.metadata,
+    sa.Column("namespace", sa.String(100), primary_key=True),
+    sa.Column("saga_id", sa.Uuid, primary_key=True),
+    sa.Column("signal_id", sa.String(200), primary_key=True),
+    sa.Column("driver", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("data", sa.Text, nullable=False, comment="JSON"),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("look_at_ms", sa.BigInteger, nullable=False, server_default="0", comment="not before: backed off"),
+)
+
+dead_letter_table = sa.Table(
+    "watership_dead_letter",
+    Base.metadata,
+    sa.Column("id", _COUNTED, sa.Identity(), primary_key=True, autoincrement=True),
+    sa.Column("namespace", sa.String(100), nullable=False),
+    sa.Column("queue", sa.String(255), nullable=False, comment="the queue that it died in"),
+    sa.Column("reason", sa.String(100), nullable=False, comment="the broker's: delivery_limit, expired, rejected, …"),
+    sa.Column("kind", sa.String(255), nullable=False),
+    sa.Column("message_id", sa.String(255)),
+    sa.Column("saga_id", sa.Uuid),
+    sa.Column("reply_to", sa.String(255)),
+    sa.Column("headers", sa.Text, nullable=False, comment="JSON"),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column(
+        "judge_at_ms", sa.BigInteger, comment="to be judged by the machine, not before this; null: nothing to judge"
+    ),
+    sa.Column("judged", sa.Text, comment="what came of it, in words"),
+    sa.Column("judged_at_ms", sa.BigInteger),
+    sa.Column("actor", sa.String(200), comment="who had it judged again, or discarded it"),
+    sa.Column("actor_reason", sa.Text),
+)
+sa.Index("watership_dead_letter_newest", dead_letter_table.c.namespace, dead_letter_table.c.id)
+sa.Index(
+    "watership_dead_letter_judge",
+    dead_letter_table.c.namespace,
+    dead_letter_table.c.judge_at_ms,
+    postgresql_where=dead_letter_table.c.judge_at_ms.is_not(None),
+    sqlite_where=dead_letter_table.c.judge_at_ms.is_not(None),
+)
+
+# What a saga leaves when it is pruned: enough to tell a repeated start from a conflicting one (law 11).
+tombstone_table = sa.Table(
+    "watership_tombstone",
+    Base.metadata,
+    sa.Column("saga_id", sa.Uuid, primary_key=True),
+    sa.Column("namespace", sa.String(100), nullable=False),
+    sa.Column("driver", sa.String(16), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("input_hash", sa.String(32), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("ended_at_ms", sa.BigInteger, nullable=False),
+)
+
+plan_choice_table = sa.Table(
+    "watership_plan_choice",
+    Base.metadata,
+    sa.Column("namespace", sa.String(100), primary_key=True),
+    sa.Column("saga", sa.String(200), primary_key=True),
+    sa.Column("plan_hash", sa.String(32), nullable=False, comment="what starts get that name no plan"),
+    sa.Column("chosen_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.String(200), nullable=False),
 )

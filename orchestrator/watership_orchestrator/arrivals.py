@@ -1,0 +1,139 @@
+"""What arrives to be judged, a message or a row that stands for one; what it is judged with; and its refusal. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from watership import codec
+from watership.errors import LimitExceeded
+from watership.machine.plan import Plan
+from watership.machine.state import SagaState
+from watership.messages import AdminRequest, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
+
+UNREADABLE = (
+    "unreadable"  # in the place of a plan's hash: a saga without the context that it was started with never runs
+)
+
+
+class Shelf(StrEnum):
+    """The tables whose rows wait to be judged."""
+
+    START = "start"  # written by a client in a transaction of its own
+    SIGNAL = "signal"  # came before its saga
+    DEAD = "dead"  # what the broker gave up on
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Waiting:
+    """Names one row that waits to be judged: by its number, a signal by its saga and its own id."""
+
+    shelf: Shelf
+    key: int | tuple[uuid.UUID, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mark:
+    """An operator's hand in an arrival (law 12): what it moves is in the log under ``cause``, with who and why."""
+
+    actor: str
+    verb: str
+    reason: str
+    cause: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What a pruned saga left. ``ours``: it was one of this namespace's orchestrators."""
+
+    saga_id: uuid.UUID
+    name: str
+    input_hash: str
+    status: str
+    ours: bool = True
+
+    @property
+    def words(self) -> str:
+        """What whoever asks for the saga is told."""
+        return f"saga {self.name} {self.saga_id} ended {self.status} and was pruned: its steps and its context are gone"
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Arrival:
+    """One thing to decide on. ``message`` None: the reaper's look.
+
+    ``redelivered``: it was delivered to us before. ``in_doubt``: it was judged before, in a transaction of which nobody
+    knows whether it was committed. Either way, what follows from it may be on record already, and never sent.
+    ``row``: no message brings it again; it stands in this row until the transaction that judges it. ``unreadable``: a
+    start that nobody can be told about: why its context, or its plan, cannot be used.
+    """
+
+    saga_id: uuid.UUID
+    message: StartSaga | StepReply | AdminRequest | None
+    redelivered: bool = False
+    reply_to: str | None = None
+    traceparent: str | None = None
+    message_id: str | None = None
+    in_doubt: bool = False
+    row: Waiting | None = None
+    mark: Mark | None = None
+    unreadable: str | None = None
+
+    @property
+    def again(self) -> bool:
+        """It may have been judged before."""
+        return self.redelivered or self.in_doubt
+
+    @property
+    def must_stand(self) -> bool:
+        """A start whose caller has committed long since: it can be refused to nobody, so it is parked for a person."""
+        return self.row is not None and self.row.shelf is Shelf.START
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejection:
+    """An arrival that made no difference and must be given back: dead-lettered, with the reason to its sender."""
+
+    arrival: Arrival
+    code: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plans:
+    """The plans that a batch needs, looked up before it is judged; and whether a context satisfies one's schema."""
+
+    by_hash: dict[str, Plan]
+    newest: dict[str, Plan]
+    trouble_with: Callable[[Plan, dict[str, Any]], str | None]
+
+    def for_start(self, start: StartSaga) -> Plan | None:
+        """The plan that a start runs on: the one that it names, else the newest of its saga's name."""
+        if start.plan is not None:
+            return self.by_hash.get(start.plan)
+        return self.newest.get(start.saga)
+
+    def of(self, state: SagaState) -> Plan | None:
+        """The plan that a saga is pinned to (law 7), or may be pinned to now."""
+        if state.plan_hash is not None:
+            return self.by_hash.get(state.plan_hash)
+        return self.newest.get(state.name)
+
+
+def within_limits(state: SagaState, reply: StepReply) -> StepReply:
+    """A reply whose patch takes the context over its limit: the step may have acted, and its changes cannot be kept."""
+    if not reply.patch:
+        return reply
+    size = len(codec.dumps({**state.context, **reply.patch}))
+    if size <= codec.CONTEXT_BYTES_MAX:
+        return reply
+    over = LimitExceeded(
+        f"saga {reply.saga_id}, step {reply.step}: the context's size in bytes",
+        value=size,
+        limit=codec.CONTEXT_BYTES_MAX,
+    )
+    error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
+    return reply.model_copy(update={"outcome": ReplyOutcome.UNKNOWN, "patch": None, "response": None, "error": error})

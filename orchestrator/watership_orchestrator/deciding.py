@@ -1,0 +1,310 @@
+"""A batch of arrivals in one transaction: lock, judge, write, commit. What it sends is the engine's business.
+
+What cannot be judged fails alone, and is looked at again later and later; it holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+
+from watership.errors import SagaConflict, StoreUnavailable
+from watership.machine.state import MACHINE_VERSION
+from watership.messages import AdminRequest, StartSaga
+from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Tombstone, Waiting
+from watership_orchestrator.database import is_passing
+from watership_orchestrator.judgement import Judgement, NeedsHistory, judge
+from watership_orchestrator.plans import PlanBook
+from watership_orchestrator.store import Batch, ChangedRow, LedgerLine, NewRow, Store, StoredSaga
+
+log = logging.getLogger("watership.orchestrator")
+
+POISON_LOOK_MIN_MS = 10_000
+POISON_LOOK_MAX_MS = 3_600_000
+RETRIES_MAX = 8
+
+
+@dataclasses.dataclass(slots=True)
+class BatchResult:
+    """What became of a batch. ``again``: to be judged in a later batch, since their sagas were locked elsewhere.
+
+    ``redeliver``: committed, but not published in time: the broker must bring them again.
+    """
+
+    again: list[Arrival] = dataclasses.field(default_factory=list)
+    redeliver: list[Arrival] = dataclasses.field(default_factory=list)
+    rejections: list[Rejection] = dataclasses.field(default_factory=list)
+    refusals: dict[int, str] = dataclasses.field(default_factory=dict)
+    states: dict[uuid.UUID, Judgement] = dataclasses.field(default_factory=dict)
+
+    def take_in(self, other: BatchResult) -> None:
+        """What became of another part of the same batch."""
+        self.again.extend(other.again)
+        self.redeliver.extend(other.redeliver)
+        self.rejections.extend(other.rejections)
+        self.refusals.update(other.refusals)
+        self.states.update(other.states)
+
+
+@dataclasses.dataclass(slots=True)
+class Decided:
+    """A batch that is committed. ``began_s``: by the monotonic clock."""
+
+    judgements: list[Judgement]
+    plans: Plans
+    result: BatchResult
+    began_s: float
+
+
+@dataclasses.dataclass(slots=True)
+class _Work:
+    """One transaction's arrivals by saga; what cannot be judged, and why; what came of rows."""
+
+    by_saga: dict[uuid.UUID, list[Arrival]]
+    result: BatchResult = dataclasses.field(default_factory=BatchResult)
+    poison: dict[uuid.UUID, tuple[list[Arrival], Exception]] = dataclasses.field(default_factory=dict)
+    told: dict[Waiting, str] = dataclasses.field(default_factory=dict)
+
+    def is_poison(self, saga_id: uuid.UUID, error: Exception) -> None:
+        """Takes a saga out of the transaction."""
+        self.poison[saga_id] = (self.by_saga.pop(saga_id), error)
+
+
+class Decider:
+    """Decides for one namespace. Any number of them run side by side; row locks keep them apart."""
+
+    def __init__(self, store: Store, plans: PlanBook) -> None:
+        self._store = store
+        self._plans = plans
+
+    async def decide(self, arrivals: Sequence[Arrival]) -> Decided:
+        """Commits the batch; if it cannot, its halves, so that what is poisonous fails alone. Raises `StoreUnavailable`."""
+        for attempt in range(1, RETRIES_MAX + 1):
+            began_s = time.monotonic()
+            try:
+                async with self._store.batch() as batch:
+                    work, judgements, plans = await self._judge_and_write(batch, arrivals)
+                return await self._decided(work, judgements, plans, began_s)
+            except Exception as error:  # told apart here: the database's state, or this batch's own fault
+                if not is_passing(error):
+                    groups = list(_by_saga(arrivals).values())
+                    if len(groups) > 1:
+                        break
+                    work = _Work(_by_saga(arrivals))
+                    for saga_id in list(work.by_saga):
+                        work.is_poison(saga_id, error)
+                    return await self._decided(work, [], await self._plans.get((), ()), began_s)
+                for arrival in arrivals:
+                    arrival.in_doubt = True
+                if attempt == RETRIES_MAX:
+                    raise unavailable(error) from error
+                await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))
+        half = len(groups) // 2
+        first = await self.decide([arrival for group in groups[:half] for arrival in group])
+        second = await self.decide([arrival for group in groups[half:] for arrival in group])
+        first.began_s = min(first.began_s, second.began_s)
+        first.judgements.extend(second.judgements)
+        first.result.take_in(second.result)
+        return first
+
+    async def due(self, limit: int) -> tuple[int, Decided | None]:
+        """What must be looked at now, oldest first, decided in the transaction that found it; and how many that was."""
+        arrivals: list[Arrival] = []
+        began_s = time.monotonic()
+        try:
+            async with self._store.batch() as batch:
+                arrivals = [Arrival(saga_id, None) for saga_id in await batch.due(limit)]
+                if not arrivals:
+                    return 0, None
+                work, judgements, plans = await self._judge_and_write(batch, arrivals)
+            return len(arrivals), await self._decided(work, judgements, plans, began_s)
+        except Exception as error:
+            if not arrivals:
+                if not is_passing(error):
+                    raise
+                raise unavailable(error) from error
+        return len(arrivals), await self.decide(arrivals)  # again, and with more patience
+
+    async def _decided(self, work: _Work, judgements: list[Judgement], plans: Plans, began_s: float) -> Decided:
+        result = work.result
+        if work.poison:
+            await self._back_off(work)
+        for judgement in judgements:
+            result.rejections.extend(one for one in judgement.rejections if one.arrival.row is None)
+            result.refusals.update(judgement.refusals)
+            result.states[judgement.saga_id] = judgement
+            if judgement.moved and judgement.state is not None and judgement.state.parked_reason is not None:
+                log.warning("saga %s is parked: %s", judgement.saga_id, judgement.state.parked_reason)
+        return Decided(judgements, plans, result, began_s)
+
+    async def _back_off(self, work: _Work) -> None:
+        """In a transaction of its own: what cannot be judged starves no other. Its messages are given back."""
+        rows = [arrival.row for group, _ in work.poison.values() for arrival in group if arrival.row is not None]
+        try:
+            await self._store.back_off(work.poison, at_least_ms=POISON_LOOK_MIN_MS, at_most_ms=POISON_LOOK_MAX_MS)
+            if rows:
+                await self._store.back_off_rows(rows)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            raise unavailable(error) from error
+        for saga_id, (arrivals, fault) in work.poison.items():
+            log.error("saga %s: what arrived for it cannot be judged", saga_id, exc_info=fault)
+            for arrival in arrivals:
+                reason = f"saga {saga_id}: {type(fault).__name__}: {fault}"
+                if isinstance(arrival.message, AdminRequest):
+                    work.result.refusals[id(arrival)] = reason
+                elif arrival.message is not None and arrival.row is None:
+                    work.result.rejections.append(Rejection(arrival, "poisonous", reason))
+
+    # --- within the transaction
+
+    async def _judge_and_write(self, batch: Batch, arrivals: Sequence[Arrival]) -> tuple[_Work, list[Judgement], Plans]:
+        rows = [arrival.row for arrival in arrivals if arrival.row is not None]
+        if rows:
+            held = await batch.hold(rows)
+            arrivals = [arrival for arrival in arrivals if arrival.row is None or arrival.row in held]
+        work = _Work(_by_saga(arrivals))
+        by_saga, result = work.by_saga, work.result
+        stored = await batch.lock(by_saga)
+        for saga_id, error in batch.broken.items():
+            work.is_poison(saga_id, error)
+        tombstones = await self._unknown(batch, work, stored)
+        for saga_id in [key for key, saga in stored.items() if saga.machine_version > MACHINE_VERSION]:
+            result.redeliver.extend(by_saga.pop(saga_id))  # a newer orchestrator's: left to one
+        plans = await self._plans_for(stored.values(), arrivals)
+        judgements = await self._judge_all(batch, work, stored, plans, tombstones)
+        judgements = await self._write(batch, judgements, work, plans)
+        work.told.update(
+            (arrival.row, judgement.told[id(arrival)])
+            for judgement in judgements
+            for arrival in by_saga[judgement.saga_id]
+            if arrival.row is not None
+        )
+        if work.told:
+            await batch.done(work.told)
+        return work, judgements, plans
+
+    async def _unknown(
+        self, batch: Batch, work: _Work, stored: dict[uuid.UUID, StoredSaga]
+    ) -> dict[uuid.UUID, Tombstone]:
+        """What pruned sagas left. Sagas that exist, and that somebody else has locked, are put off to another batch."""
+        unknown = [
+            saga_id
+            for saga_id, group in work.by_saga.items()
+            if saga_id not in stored and not isinstance(group[0].message, StartSaga)
+        ]
+        existing = await batch.existing(unknown)
+        for saga_id in [saga_id for saga_id, ours in existing.items() if ours]:
+            work.result.again.extend(work.by_saga.pop(saga_id))
+        found = await batch.tombstones([saga_id for saga_id in unknown if saga_id not in existing])
+        return {saga_id: tombstone for saga_id, tombstone in found.items() if tombstone.ours}
+
+    async def _plans_for(self, stored: Iterable[StoredSaga], arrivals: Sequence[Arrival]) -> Plans:
+        hashes, names = set(), set()
+        for saga in stored:
+            if saga.state.plan_hash is not None:
+                hashes.add(saga.state.plan_hash)
+            else:
+                names.add(saga.state.name)
+        for arrival in arrivals:
+            if isinstance(arrival.message, StartSaga):
+                if arrival.message.plan is not None:
+                    hashes.add(arrival.message.plan)
+                else:
+                    names.add(arrival.message.saga)
+        return await self._plans.get(hashes, names)
+
+    async def _judge_all(
+        self,
+        batch: Batch,
+        work: _Work,
+        stored: dict[uuid.UUID, StoredSaga],
+        plans: Plans,
+        tombstones: dict[uuid.UUID, Tombstone],
+    ) -> list[Judgement]:
+        judgements: list[Judgement] = []
+        with_history = []
+        for saga_id, group in list(work.by_saga.items()):
+            try:
+                saga, tombstone = stored.get(saga_id), tombstones.get(saga_id)
+                judgements.append(judge(saga_id, saga, group, plans, batch.now_ms, tombstone=tombstone))
+            except NeedsHistory:
+                with_history.append(saga_id)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this saga's alone
+                work.is_poison(saga_id, error)
+        logs = await batch.history(with_history) if with_history else {}
+        for saga_id in with_history:
+            try:
+                group = work.by_saga[saga_id]
+                judgements.append(judge(saga_id, stored.get(saga_id), group, plans, batch.now_ms, logs[saga_id]))
+            except Exception as error:  # noqa: BLE001 - as above
+                work.is_poison(saga_id, error)
+        return judgements
+
+    async def _write(self, batch: Batch, judgements: list[Judgement], work: _Work, plans: Plans) -> list[Judgement]:
+        """Writes what moved; the judgements that stand. A new saga that somebody else made first is judged again."""
+        made = await batch.insert(
+            [
+                NewRow(j.saga_id, j.state, j.input_hash, j.reply_to, j.traceparent, j.owed_reason())
+                for j in judgements
+                if j.is_new and j.state is not None
+            ]
+        )
+        taken = {j.saga_id for j in judgements if j.is_new and j.saga_id not in made}
+        standing = [j for j in judgements if j.saga_id not in taken]
+        if taken:
+            standing.extend(await self._taken(batch, taken, work, plans))
+        await batch.update(
+            [
+                ChangedRow(j.saga_id, j.state, owed_reason=j.owed_reason(), looked=j.looked)
+                for j in standing
+                if j.moved and not j.is_new and j.state is not None
+            ]
+        )
+        await batch.log([(j.saga_id, entry) for j in standing for entry in j.entries])
+        await batch.ledger([LedgerLine(j.saga_id, reason, text) for j in standing for reason, text in j.ledger])
+        await batch.looked([j.saga_id for j in standing if j.looked and not j.moved and j.state is not None])
+        return standing
+
+    async def _taken(self, batch: Batch, taken: set[uuid.UUID], work: _Work, plans: Plans) -> list[Judgement]:
+        """New sagas whose ids are not free: somebody else was first, just now or long ago, here or elsewhere."""
+        existing = await batch.existing(taken)
+        tombstones = await batch.tombstones(taken - existing.keys())
+        pruned: list[Judgement] = []
+        for saga_id in taken:
+            group, tombstone = work.by_saga[saga_id], tombstones.get(saga_id)
+            if tombstone is not None and tombstone.ours:
+                pruned.append(judge(saga_id, None, group, plans, batch.now_ms, tombstone=tombstone))
+            elif tombstone is None and existing.get(saga_id, True):
+                work.result.again.extend(group)
+            else:
+                await self._refuse_foreign(batch, group, work)
+        return pruned
+
+    async def _refuse_foreign(self, batch: Batch, group: list[Arrival], work: _Work) -> None:
+        reason = f"the id {group[0].saga_id} is taken by a saga of another namespace, or by one that runs embedded"
+        work.result.rejections.extend(
+            Rejection(arrival, SagaConflict.code, reason) for arrival in group if arrival.row is None
+        )
+        of_rows = [arrival for arrival in group if arrival.row is not None]
+        work.told.update((arrival.row, f"refused: {reason}") for arrival in of_rows if arrival.row is not None)
+        bodies = [arrival.message.to_body().decode() for arrival in of_rows if arrival.message is not None]
+        await batch.ledger([LedgerLine(group[0].saga_id, reason, body) for body in bodies])
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """The database's trouble in words."""
+    return StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}")
+
+
+def _by_saga(arrivals: Iterable[Arrival]) -> dict[uuid.UUID, list[Arrival]]:
+    grouped: dict[uuid.UUID, list[Arrival]] = {}
+    for arrival in arrivals:
+        grouped.setdefault(arrival.saga_id, []).append(arrival)
+    return grouped

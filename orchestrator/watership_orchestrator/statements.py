@@ -1,0 +1,98 @@
+"""The orchestrator's statements about sagas, their logs and the ledger. Set-wise; they decide nothing."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+_NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint".replace("::", r"\:\:")
+_ROW = (
+    "saga_id, name, plan_hash, status, seq, context, state, input_hash, machine_version, parked_reason, paused, "
+    "owed, owed_reason, reply_to, traceparent, due_at_ms, wake_at_ms, namespace, driver"
+)
+
+# The clock is read for each row as it is returned, so after its lock (law 9). Ids in order: no deadlock. By the key
+# alone: told the namespace, the planner may go through that index instead, and read every saga there is.
+LOCK = sa.text(
+    f"SELECT {_ROW}, {_NOW_MS} AS now_ms FROM watership_saga "  # noqa: S608 - names of our own
+    "WHERE saga_id = ANY(CAST(:ids AS uuid[])) ORDER BY saga_id FOR UPDATE SKIP LOCKED"
+)
+EXISTING = sa.text("SELECT saga_id, namespace, driver FROM watership_saga WHERE saga_id = ANY(CAST(:ids AS uuid[]))")
+CLOCK = sa.text(f"SELECT {_NOW_MS}")
+# The clock is read once, by a query of its own: so the index finds what is due, and no row that is not.
+DUE = sa.text(
+    "SELECT saga_id FROM watership_saga WHERE namespace = :namespace AND driver = 'orchestrator' "  # noqa: S608
+    f"AND wake_at_ms <= (SELECT {_NOW_MS}) AND machine_version <= CAST(:version AS int) ORDER BY wake_at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
+)
+INSERT = sa.text(
+    "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "
+    "input_hash, machine_version, parked_reason, reply_to, traceparent, owed, owed_reason, due_at_ms, wake_at_ms, "
+    "created_at_ms, updated_at_ms) "
+    "SELECT u.saga_id, CAST(:namespace AS text), 'orchestrator', u.name, u.plan_hash, u.status, u.seq, u.context, u.state, u.step, "
+    "u.input_hash, CAST(:version AS int), u.parked_reason, u.reply_to, u.traceparent, u.owed_reason IS NOT NULL, "
+    "u.owed_reason, u.due_at_ms, CASE WHEN u.owed_reason IS NULL THEN u.due_at_ms "
+    "ELSE CAST(:now_ms AS bigint) + CAST(:owed_look_ms AS bigint) END, "
+    "CAST(:now_ms AS bigint), CAST(:now_ms AS bigint) "
+    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:name AS text[]), CAST(:plan_hash AS text[]), CAST(:status AS text[]), "
+    "CAST(:seq AS int[]), CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), "
+    "CAST(:input_hash AS text[]), CAST(:parked_reason AS text[]), CAST(:reply_to AS text[]), "
+    "CAST(:traceparent AS text[]), CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[])) "
+    "AS u(saga_id, name, plan_hash, status, seq, context, state, step, input_hash, parked_reason, reply_to, "
+    "traceparent, owed_reason, due_at_ms) "
+    # A pruned saga's id is as taken as a living one's (law 11).
+    "WHERE NOT EXISTS (SELECT FROM watership_tombstone t WHERE t.saga_id = u.saga_id) "
+    "ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
+)
+# wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked
+# (`looked`), or nothing is to be waited for any more. So an update on the hot path stays heap-only.
+UPDATE = sa.text(
+    "UPDATE watership_saga s SET plan_hash = u.plan_hash, status = u.status, seq = u.seq, context = u.context, "
+    "state = u.state, step = u.step, parked_reason = u.parked_reason, machine_version = CAST(:version AS int), "
+    "owed = u.owed_reason IS NOT NULL, owed_reason = u.owed_reason, "
+    "due_at_ms = u.due_at_ms, updated_at_ms = CAST(:now_ms AS bigint), wake_at_ms = CASE "
+    "WHEN u.owed_reason IS NOT NULL THEN CAST(:now_ms AS bigint) + CAST(:owed_look_ms AS bigint) "
+    "WHEN u.due_at_ms IS NULL THEN NULL "
+    "WHEN u.looked THEN u.due_at_ms "
+    "ELSE LEAST(COALESCE(s.wake_at_ms, u.due_at_ms), u.due_at_ms) END "
+    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:plan_hash AS text[]), CAST(:status AS text[]), CAST(:seq AS int[]), "
+    "CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), CAST(:parked_reason AS text[]), "
+    "CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[]), CAST(:looked AS bool[])) "
+    "AS u(saga_id, plan_hash, status, seq, context, state, step, parked_reason, owed_reason, due_at_ms, looked) "
+    "WHERE s.saga_id = u.saga_id"
+)
+LOG = sa.text(
+    "INSERT INTO watership_log (saga_id, seq, at_ms, cause, changes) "
+    "SELECT * FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[]), CAST(:at_ms AS bigint[]), "
+    "CAST(:cause AS text[]), CAST(:changes AS text[]))"
+)
+LEDGER = sa.text(
+    "INSERT INTO watership_ledger (namespace, saga_id, at_ms, reason, message) "
+    "SELECT CAST(:namespace AS text), u.saga_id, CAST(:now_ms AS bigint), u.reason, u.message "
+    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:reason AS text[]), CAST(:message AS text[])) "
+    "AS u(saga_id, reason, message)"
+)
+HISTORY = sa.text(
+    "SELECT saga_id, seq, at_ms, cause, changes FROM watership_log WHERE saga_id = ANY(CAST(:ids AS uuid[])) "
+    "ORDER BY saga_id, seq"
+)
+# Only if the saga has not moved since: a reply that came in the meantime says that the command was sent.
+OWE = sa.text(
+    "UPDATE watership_saga s SET owed = true, owed_reason = u.reason, "
+    "wake_at_ms = LEAST(COALESCE(s.wake_at_ms, u.wake_at_ms), u.wake_at_ms) "
+    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[]), CAST(:reason AS text[]), CAST(:wake_at_ms AS bigint[])) "
+    "AS u(saga_id, seq, reason, wake_at_ms) WHERE s.saga_id = u.saga_id AND s.seq = u.seq"
+)
+SETTLE = sa.text(
+    "UPDATE watership_saga s SET owed = false, owed_reason = NULL, wake_at_ms = s.due_at_ms "
+    "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[])) AS u(saga_id, seq) "
+    "WHERE s.saga_id = u.saga_id AND s.seq = u.seq AND s.owed"
+)
+LOOKED = sa.text(
+    f"UPDATE watership_saga SET wake_at_ms = CASE WHEN owed THEN {_NOW_MS} + CAST(:owed_look_ms AS bigint) "  # noqa: S608
+    "ELSE due_at_ms END WHERE saga_id = ANY(CAST(:ids AS uuid[]))"
+)
+# Twice as long each time: what has been due for so long may wait as long again. The true deadline stays where it is.
+BACK_OFF = sa.text(
+    f"UPDATE watership_saga SET wake_at_ms = {_NOW_MS} + LEAST(GREATEST({_NOW_MS} - COALESCE(due_at_ms, updated_at_ms), "  # noqa: S608 - no input
+    "CAST(:at_least_ms AS bigint)), CAST(:at_most_ms AS bigint)) "
+    "WHERE saga_id = ANY(CAST(:ids AS uuid[])) AND wake_at_ms IS NOT NULL"
+)
