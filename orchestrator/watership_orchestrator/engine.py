@@ -12,10 +12,11 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from watership.bus.protocol import Bus, Fate, Message
 from watership.bus.topology import Topology
+from watership.chance import SYSTEM_CHANCE
 from watership.errors import SagaConflict, StoreUnavailable
 from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminRequest, StartSaga
@@ -23,15 +24,8 @@ from watership_orchestrator.database import is_passing
 from watership_orchestrator.judgement import Arrival, Judgement, NeedsHistory, Plans, Rejection, judge
 from watership_orchestrator.outbox import Outgoing, messages_of, rejection_message
 from watership_orchestrator.owed import is_in_doubt, returned_reason
-from watership_orchestrator.plans import PlanBook
-from watership_orchestrator.store import (
-    Batch,
-    ChangedRow,
-    LedgerLine,
-    NewRow,
-    Store,
-    StoredSaga,
-)
+from watership_orchestrator.ports import PlanShelf, SagaBatch, SagaStore
+from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
 
 log = logging.getLogger("watership.orchestrator")
 
@@ -66,11 +60,22 @@ class _Committed:
 class Engine:
     """Decides and sends for one namespace. Any number of them run side by side; row locks keep them apart."""
 
-    def __init__(self, store: Store, bus: Bus, plans: PlanBook, topology: Topology) -> None:
+    def __init__(
+        self,
+        store: SagaStore,
+        bus: Bus,
+        plans: PlanShelf,
+        topology: Topology,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        chance: random.Random = SYSTEM_CHANCE,
+    ) -> None:
         self._store = store
         self._bus = bus
         self._plans = plans
         self._topology = topology
+        self._now_s = now_s
+        self._chance = chance
 
     async def process(self, arrivals: Sequence[Arrival]) -> BatchResult:
         """Judges, commits, publishes. On return, each arrival that the result does not name may be acknowledged."""
@@ -82,7 +87,7 @@ class Engine:
                 arrival.in_doubt = True
             raise
         result = committed.result
-        late = time.monotonic() - committed.began_s > PUBLISH_WINDOW_S or self._bus.generation != generation
+        late = self._now_s() - committed.began_s > PUBLISH_WINDOW_S or self._bus.generation != generation
         if late:  # law 3: a process that was stopped publishes nothing old
             log.warning(
                 "a batch of %d was committed too long ago, or its channel is gone: it comes again", len(arrivals)
@@ -131,7 +136,7 @@ class Engine:
                     arrival.in_doubt = True
                 if attempt == RETRIES_MAX:
                     raise _unavailable(error) from error
-                await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))
+                await asyncio.sleep(self._chance.uniform(0, 0.05 * 2**attempt))
         return await self._commit_each(arrivals)
 
     async def _commit_each(self, arrivals: Sequence[Arrival]) -> _Committed:
@@ -167,10 +172,10 @@ class Engine:
                 result.refusals[id(arrival)] = reason
             elif arrival.message is not None:
                 result.rejections.append(Rejection(arrival, "poisonous", reason))
-        return _Committed([], await self._plans.get((), ()), result, time.monotonic())
+        return _Committed([], await self._plans.get((), ()), result, self._now_s())
 
     async def _commit(self, arrivals: Sequence[Arrival]) -> _Committed:
-        by_saga, began_s = _by_saga(arrivals), time.monotonic()
+        by_saga, began_s = _by_saga(arrivals), self._now_s()
         result = BatchResult()
         async with self._store.batch() as batch:
             stored = await batch.lock(by_saga)
@@ -191,7 +196,7 @@ class Engine:
 
     async def _elsewhere(
         self,
-        batch: Batch,
+        batch: SagaBatch,
         by_saga: dict[uuid.UUID, list[Arrival]],
         stored: dict[uuid.UUID, StoredSaga],
     ) -> set[uuid.UUID]:
@@ -220,7 +225,7 @@ class Engine:
 
     async def _judge_all(
         self,
-        batch: Batch,
+        batch: SagaBatch,
         by_saga: dict[uuid.UUID, list[Arrival]],
         stored: dict[uuid.UUID, StoredSaga],
         plans: Plans,
@@ -241,7 +246,7 @@ class Engine:
 
     async def _write(
         self,
-        batch: Batch,
+        batch: SagaBatch,
         judgements: list[Judgement],
         by_saga: dict[uuid.UUID, list[Arrival]],
         result: BatchResult,
