@@ -370,10 +370,7 @@ class MemoryBus:
         return (consumer, entry) if entry else (None, None)
 
     def lose_link(self) -> None:
-        """The link breaks: reply queues are gone, and what was delivered goes back to its queue.
-
-        First all consumers go, then all is given back: a message must not come back to a dead consumer.
-        """
+        """All consumers go, and only then all is given back: a message must not come back to a dead consumer."""
         self._require_open()
         lost, self._consumers = self._consumers, []
         for consumer in lost:
