@@ -176,7 +176,7 @@ class Batch:
             self.now_ms = max(row["now_ms"] for row in rows)
         else:
             self.now_ms = (await self._run(_CLOCK)).scalar_one()
-        return {row["saga_id"]: _stored(dict(row)) for row in rows}
+        return {row["saga_id"]: stored_saga(dict(row)) for row in rows}
 
     async def existing(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, bool]:
         """Which of ``ids`` are taken; True: by a saga of ours, so it is locked elsewhere."""
@@ -295,7 +295,8 @@ class Store:
             await connection.execute(_BACK_OFF, {"ids": sorted(ids), "back_off_ms": back_off_ms})
 
 
-def _stored(row: Mapping[str, Any]) -> StoredSaga:
+def stored_saga(row: Mapping[str, Any]) -> StoredSaga:
+    """A saga from its row. ``row`` has the columns of `saga_table` by name."""
     return StoredSaga(
         saga_id=row["saga_id"],
         state=state_from_row(row),
