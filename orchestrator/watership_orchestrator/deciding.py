@@ -11,16 +11,17 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from watership.chance import SYSTEM_CHANCE
 from watership.errors import SagaConflict, StoreUnavailable
 from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminRequest, StartSaga
 from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Tombstone, Waiting
 from watership_orchestrator.database import is_passing
 from watership_orchestrator.judgement import Judgement, NeedsHistory, judge
-from watership_orchestrator.plans import PlanBook
-from watership_orchestrator.store import Batch, ChangedRow, LedgerLine, NewRow, Store, StoredSaga
+from watership_orchestrator.ports import PlanShelf, SagaBatch, SagaStore
+from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
 
 log = logging.getLogger("watership.orchestrator")
 
@@ -78,14 +79,23 @@ class _Work:
 class Decider:
     """Decides for one namespace. Any number of them run side by side; row locks keep them apart."""
 
-    def __init__(self, store: Store, plans: PlanBook) -> None:
+    def __init__(
+        self,
+        store: SagaStore,
+        plans: PlanShelf,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        chance: random.Random = SYSTEM_CHANCE,
+    ) -> None:
         self._store = store
         self._plans = plans
+        self._now_s = now_s
+        self._chance = chance
 
     async def decide(self, arrivals: Sequence[Arrival]) -> Decided:
         """Commits the batch; if it cannot, its halves, so that what is poisonous fails alone. Raises `StoreUnavailable`."""
         for attempt in range(1, RETRIES_MAX + 1):
-            began_s = time.monotonic()
+            began_s = self._now_s()
             try:
                 async with self._store.batch() as batch:
                     work, judgements, plans = await self._judge_and_write(batch, arrivals)
@@ -103,7 +113,7 @@ class Decider:
                     arrival.in_doubt = True
                 if attempt == RETRIES_MAX:
                     raise unavailable(error) from error
-                await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))
+                await asyncio.sleep(self._chance.uniform(0, 0.05 * 2**attempt))
         half = len(groups) // 2
         first = await self.decide([arrival for group in groups[:half] for arrival in group])
         second = await self.decide([arrival for group in groups[half:] for arrival in group])
@@ -115,7 +125,7 @@ class Decider:
     async def due(self, limit: int) -> tuple[int, Decided | None]:
         """What must be looked at now, oldest first, decided in the transaction that found it; and how many that was."""
         arrivals: list[Arrival] = []
-        began_s = time.monotonic()
+        began_s = self._now_s()
         try:
             async with self._store.batch() as batch:
                 arrivals = [Arrival(saga_id, None) for saga_id in await batch.due(limit)]
@@ -164,7 +174,9 @@ class Decider:
 
     # --- within the transaction
 
-    async def _judge_and_write(self, batch: Batch, arrivals: Sequence[Arrival]) -> tuple[_Work, list[Judgement], Plans]:
+    async def _judge_and_write(
+        self, batch: SagaBatch, arrivals: Sequence[Arrival]
+    ) -> tuple[_Work, list[Judgement], Plans]:
         rows = [arrival.row for arrival in arrivals if arrival.row is not None]
         if rows:
             held = await batch.hold(rows)
@@ -191,7 +203,7 @@ class Decider:
         return work, judgements, plans
 
     async def _unknown(
-        self, batch: Batch, work: _Work, stored: dict[uuid.UUID, StoredSaga]
+        self, batch: SagaBatch, work: _Work, stored: dict[uuid.UUID, StoredSaga]
     ) -> dict[uuid.UUID, Tombstone]:
         """What pruned sagas left. Sagas that exist, and that somebody else has locked, are put off to another batch."""
         unknown = [
@@ -222,7 +234,7 @@ class Decider:
 
     async def _judge_all(
         self,
-        batch: Batch,
+        batch: SagaBatch,
         work: _Work,
         stored: dict[uuid.UUID, StoredSaga],
         plans: Plans,
@@ -247,7 +259,7 @@ class Decider:
                 work.is_poison(saga_id, error)
         return judgements
 
-    async def _write(self, batch: Batch, judgements: list[Judgement], work: _Work, plans: Plans) -> list[Judgement]:
+    async def _write(self, batch: SagaBatch, judgements: list[Judgement], work: _Work, plans: Plans) -> list[Judgement]:
         """Writes what moved; the judgements that stand. A new saga that somebody else made first is judged again."""
         made = await batch.insert(
             [
@@ -272,7 +284,7 @@ class Decider:
         await batch.looked([j.saga_id for j in standing if j.looked and not j.moved and j.state is not None])
         return standing
 
-    async def _taken(self, batch: Batch, taken: set[uuid.UUID], work: _Work, plans: Plans) -> list[Judgement]:
+    async def _taken(self, batch: SagaBatch, taken: set[uuid.UUID], work: _Work, plans: Plans) -> list[Judgement]:
         """New sagas whose ids are not free: somebody else was first, just now or long ago, here or elsewhere."""
         existing = await batch.existing(taken)
         tombstones = await batch.tombstones(taken - existing.keys())
@@ -287,7 +299,7 @@ class Decider:
                 await self._refuse_foreign(batch, group, work)
         return pruned
 
-    async def _refuse_foreign(self, batch: Batch, group: list[Arrival], work: _Work) -> None:
+    async def _refuse_foreign(self, batch: SagaBatch, group: list[Arrival], work: _Work) -> None:
         reason = f"the id {group[0].saga_id} is taken by a saga of another namespace, or by one that runs embedded"
         work.result.rejections.extend(
             Rejection(arrival, SagaConflict.code, reason) for arrival in group if arrival.row is None

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from watership.bus.protocol import Bus, Fate, Message
 from watership.bus.topology import Topology
+from watership.chance import SYSTEM_CHANCE
 from watership.errors import StoreUnavailable
 from watership_orchestrator.arrivals import Arrival
 from watership_orchestrator.database import is_passing
@@ -21,8 +23,7 @@ from watership_orchestrator.deciding import BatchResult, Decided, Decider
 from watership_orchestrator.judgement import Judgement
 from watership_orchestrator.outbox import Outgoing, messages_of, rejection_message
 from watership_orchestrator.owed import is_in_doubt, returned_reason
-from watership_orchestrator.plans import PlanBook
-from watership_orchestrator.store import Store
+from watership_orchestrator.ports import PlanShelf, SagaStore
 
 __all__ = ["BatchResult", "Engine"]
 
@@ -36,12 +37,22 @@ UNMADE_RETRY_MS = 60_000
 class Engine:
     """Decides and sends for one namespace. Any number of them run side by side; row locks keep them apart."""
 
-    def __init__(self, store: Store, bus: Bus, plans: PlanBook, topology: Topology) -> None:
+    def __init__(
+        self,
+        store: SagaStore,
+        bus: Bus,
+        plans: PlanShelf,
+        topology: Topology,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        chance: random.Random = SYSTEM_CHANCE,
+    ) -> None:
         self._store = store
         self._bus = bus
         self._plans = plans
         self._topology = topology
-        self._decider = Decider(store, plans)
+        self._now_s = now_s
+        self._decider = Decider(store, plans, now_s=now_s, chance=chance)
         self._turn = asyncio.Lock()
 
     async def process(self, arrivals: Sequence[Arrival]) -> BatchResult:
@@ -70,7 +81,7 @@ class Engine:
     # --- sending
 
     async def _send(self, arrivals: Sequence[Arrival], decided: Decided, generation: int) -> BatchResult:
-        late = time.monotonic() - decided.began_s > PUBLISH_WINDOW_S or self._bus.generation != generation
+        late = self._now_s() - decided.began_s > PUBLISH_WINDOW_S or self._bus.generation != generation
         if late:  # law 3: a process that was stopped publishes nothing old
             log.warning(
                 "a batch of %d was committed too long ago, or its channel is gone: it comes again",

@@ -378,7 +378,7 @@ class _Judge:
         owed = self.it.owed_before
         if owed is not None:
             unsent.update(command for command in self.it.awaited_before if is_unsent(owed, command))
-        for command in unsent:
+        for command in sorted(unsent, key=lambda command: (command.step, command.action)):
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)
                 self._follow(self.plans.of(state), withdrawn, "overtaken")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
-import uuid
-from collections.abc import Sequence
-
-from sqlalchemy.ext.asyncio import AsyncEngine
+import time
+from collections.abc import Callable, Sequence
 
 from watership.bus.protocol import Bus, Delivery, Message, Subscription
 from watership.bus.topology import Topology
+from watership.chance import SYSTEM_CHANCE, new_token
 from watership.errors import InvalidPayload, LimitExceeded, StoreUnavailable, WatershipError
 from watership.messages import (
     AdminAnswer,
@@ -27,14 +27,12 @@ from watership.messages import (
 )
 from watership.service import Tasks, patiently
 from watership.settings import Settings
-from watership_orchestrator.admin import Admin, operated
-from watership_orchestrator.database import check_database
+from watership_orchestrator.admin import operated
 from watership_orchestrator.engine import BatchResult, Engine
 from watership_orchestrator.inbox import Inbox
 from watership_orchestrator.judgement import Arrival
 from watership_orchestrator.outbox import answer
-from watership_orchestrator.plans import PlanBook
-from watership_orchestrator.store import Store
+from watership_orchestrator.ports import Backing
 
 log = logging.getLogger("watership.orchestrator")
 
@@ -46,15 +44,22 @@ REDELIVER_PAUSE_S = 0.1
 class Orchestrator:
     """One of any number of orchestrators. It holds no saga between two batches."""
 
-    def __init__(self, settings: Settings, bus: Bus, database: AsyncEngine) -> None:
-        self.name = f"orchestrator {socket.gethostname()}:{uuid.uuid4().hex[:6]}"
+    def __init__(
+        self,
+        settings: Settings,
+        bus: Bus,
+        backing: Backing,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        chance: random.Random = SYSTEM_CHANCE,
+    ) -> None:
+        self.name = f"orchestrator {socket.gethostname()}:{new_token(chance, size_bytes=3)}"
         self._settings = settings
         self._bus = bus
-        self._database = database
+        self._backing = backing
+        self._chance = chance
         self._topology = Topology(settings.namespace)
-        self._plans = PlanBook(database, settings.namespace)
-        self._engine = Engine(Store(database, settings.namespace), bus, self._plans, self._topology)
-        self._admin = Admin(database, settings.namespace)
+        self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
         self._inbox = Inbox()
         self._subscriptions: list[Subscription] = []
         self._aside = Tasks()
@@ -64,8 +69,8 @@ class Orchestrator:
 
     async def start(self) -> None:
         """Connects, declares the namespace's exchanges and queues, and consumes."""
-        await patiently(self.name, lambda: check_database(self._database))
-        await patiently(self.name, self._bus.open)
+        await patiently(self.name, self._backing.check, self._chance)
+        await patiently(self.name, self._bus.open, self._chance)
         await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
         prefetch = self._settings.prefetch
         for key, handler in (
@@ -102,7 +107,7 @@ class Orchestrator:
             await asyncio.gather(self._loop, return_exceptions=True)
         await self._aside.wait()
         await self._bus.close()
-        await self._database.dispose()
+        await self._backing.close()
 
     # --- batches
 
@@ -142,7 +147,7 @@ class Orchestrator:
                 open_ids.discard(id(rejection.arrival))
                 log.warning("refused: %s", rejection.reason)
                 await self._bus.reject(arrivals[id(rejection.arrival)][1], requeue=False)
-        await self._answer_operators([arrivals[key] for key in open_ids], result)
+        await self._answer_operators([both for key, both in arrivals.items() if key in open_ids], result)
         await self._bus.ack([arrivals[key][1] for key in arrivals if key in open_ids])
         if again and len(again) == len(arrivals):
             await asyncio.sleep(LOCKED_RETRY_S)  # all are locked elsewhere: let that transaction end
@@ -196,7 +201,7 @@ class Orchestrator:
             message = read(delivery.type, delivery.body)
             if not isinstance(message, RegisterWorker):
                 raise InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}")
-            refused = await self._plans.register(message)
+            refused = await self._backing.plans.register(message)
         except (InvalidPayload, LimitExceeded) as error:
             await self._refuse(delivery, error)
             return
@@ -228,7 +233,7 @@ class Orchestrator:
             self._inbox.put(delivery)  # it moves a saga: judged with everything else that arrives for it
             return
         try:
-            body = await self._admin.read(message)
+            body = await self._backing.reader.read(message)
         except Exception as error:
             log.exception("an operator's %s failed", message.verb)
             body = AdminAnswer(code=StoreUnavailable.code, error=f"{message.verb}: {type(error).__name__}: {error}")
@@ -246,6 +251,6 @@ def _answer_to(delivery: Delivery, body: WireMessage) -> Message:
     return answer(
         body,
         delivery.reply_to,
-        message_id=f"{delivery.message_id or uuid.uuid4()}:answer",
+        message_id=f"{delivery.message_id or new_token(SYSTEM_CHANCE)}:answer",
         correlation_id=delivery.correlation_id,
     )

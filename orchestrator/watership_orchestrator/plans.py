@@ -5,9 +5,10 @@ The only importer of jsonschema-rs.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jsonschema_rs
@@ -28,25 +29,48 @@ NEWEST_MAX = 10_000
 HANDLER_ALIVE_MS = 180_000
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlanRow:
+    """A plan as it is kept: its JSON under its hash."""
+
+    plan_hash: str
+    saga: str
+    plan: str
+
+
 @dataclasses.dataclass(slots=True)
 class _Newest:
     plan: Plan | None
     read_at_s: float
 
 
-class PlanBook:
-    """Plans by hash, which never change, and the one of each saga that foreign starts get, read again every second."""
+class PlanCache(abc.ABC):
+    """Plans by hash, which never change, and the one of each saga that foreign starts get, read again every second.
 
-    def __init__(self, engine: AsyncEngine, namespace: str) -> None:
-        self._engine = engine
-        self._namespace = namespace
+    Where they are kept is its subclasses' affair.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
         self._by_hash: dict[str, Plan] = {}
         self._newest: dict[str, _Newest] = {}
         self._validators: dict[str, Any] = {}
 
+    @abc.abstractmethod
+    async def _find(self, hashes: set[str], names: set[str]) -> Sequence[PlanRow]:
+        """The plans of these hashes or of these sagas; of each saga last the one that a start gets that names none."""
+
+    @abc.abstractmethod
+    async def _release(self, worker: str) -> None:
+        """A worker stopped: the names of its steps are free at once."""
+
+    @abc.abstractmethod
+    async def _keep(self, worker: str, plans: Sequence[Plan], handlers: Sequence[HandlerOnWire]) -> list[str]:
+        """Keeps what a worker announced, in one transaction; what it refused, a sentence each."""
+
     async def get(self, hashes: Iterable[str], names: Iterable[str]) -> Plans:
         """The plans that a batch needs. Unknown ones are looked for in the database, at most once a second."""
-        now_s = time.monotonic()
+        now_s = self._now_s()
         wanted = {plan_hash for plan_hash in hashes if plan_hash not in self._by_hash}
         stale = {name for name in names if self._is_stale(name, now_s)}
         if wanted or stale:
@@ -59,21 +83,7 @@ class PlanBook:
         return entry is None or now_s - entry.read_at_s >= NEWEST_FRESH_S
 
     async def _read(self, hashes: set[str], names: set[str], now_s: float) -> None:
-        known, choice = plan_table.c, plan_choice_table.c
-        chosen = sa.and_(
-            choice.namespace == known.namespace, choice.saga == known.saga, choice.plan_hash == known.plan_hash
-        )
-        query = (
-            sa.select(known.plan_hash, known.saga, known.plan)
-            .outerjoin_from(plan_table, plan_choice_table, chosen)
-            .where(known.namespace == self._namespace)
-            .where(sa.or_(known.plan_hash.in_(hashes), known.saga.in_(names)))
-            # The last one is what a start gets that names none: what an operator chose, else what was first registered
-            # last, so that an old worker that restarts cannot take over.
-            .order_by(choice.saga.is_not(None), known.registered_at_ms, known.plan_hash)
-        )
-        async with self._engine.connect() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._find(hashes, names)
         if len(self._newest) > NEWEST_MAX:  # names come from anybody: what nobody registered must not pile up
             self._newest.clear()
         for name in names:
@@ -94,8 +104,6 @@ class PlanBook:
         errors = list(validator.iter_errors(context))[:5]
         return "; ".join(f"{'.'.join(str(part) for part in e.instance_path) or 'it'}: {e.message}" for e in errors)
 
-    # --- registering
-
     async def register(self, message: RegisterWorker) -> list[str]:
         """Keeps the plans and handlers that a worker announced; what it refused, a sentence each."""
         if message.leaving:
@@ -110,22 +118,65 @@ class PlanBook:
                 plans.append(plan)
             except (DefinitionError, ValueError) as error:
                 refused.append(f"a plan of worker {message.worker}: {error}")
+        handlers = sorted(message.handlers, key=lambda handler: handler.step)
+        refused += await self._keep(message.worker, plans, handlers)
+        for plan in plans:
+            self._newest.pop(plan.saga, None)
+        return refused
+
+
+def taken(handler: HandlerOnWire, source: str, worker: str, seen_ms_ago: int) -> str:
+    """Why a handler is refused: another one, ``source``, has its name."""
+    return (
+        f"step {handler.step} is served by {source} already ({worker}, seen {seen_ms_ago / 1000:.0f} s ago), and "
+        f"{handler.source} is another handler: a step's name is one within a namespace; give one of them another "
+        f"`name`, or stop the other (a name is free {HANDLER_ALIVE_MS // 1000} s after its last worker was seen)"
+    )
+
+
+class PlanBook(PlanCache):
+    """Plans and handlers in Postgres."""
+
+    def __init__(self, engine: AsyncEngine, namespace: str) -> None:
+        super().__init__()
+        self._engine = engine
+        self._namespace = namespace
+
+    async def _find(self, hashes: set[str], names: set[str]) -> Sequence[PlanRow]:
+        known, choice = plan_table.c, plan_choice_table.c
+        chosen = sa.and_(
+            choice.namespace == known.namespace, choice.saga == known.saga, choice.plan_hash == known.plan_hash
+        )
+        query = (
+            sa.select(known.plan_hash, known.saga, known.plan)
+            .outerjoin_from(plan_table, plan_choice_table, chosen)
+            .where(known.namespace == self._namespace)
+            .where(sa.or_(known.plan_hash.in_(hashes), known.saga.in_(names)))
+            # The last one is what a start gets that names none: what an operator chose, else what was first registered
+            # last, so that an old worker that restarts cannot take over.
+            .order_by(choice.saga.is_not(None), known.registered_at_ms, known.plan_hash)
+        )
+        async with self._engine.connect() as connection:
+            rows = (await connection.execute(query)).all()
+        return [PlanRow(row.plan_hash, row.saga, row.plan) for row in rows]
+
+    # --- registering
+
+    async def _keep(self, worker: str, plans: Sequence[Plan], handlers: Sequence[HandlerOnWire]) -> list[str]:
+        refused: list[str] = []
         async with self._engine.begin() as connection:
             now_ms = (
                 await connection.execute(sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)"))
             ).scalar_one()
             if plans:
                 await self._keep_plans(connection, plans, int(now_ms))
-            for handler in sorted(message.handlers, key=lambda handler: handler.step):
-                problem = await self._keep_handler(connection, message.worker, handler, int(now_ms))
+            for handler in handlers:
+                problem = await self._keep_handler(connection, worker, handler, int(now_ms))
                 if problem is not None:
                     refused.append(problem)
-        for plan in plans:
-            self._newest.pop(plan.saga, None)
         return refused
 
     async def _release(self, worker: str) -> None:
-        """A worker stopped: the names of its steps are free at once."""
         table = handler_table
         async with self._engine.begin() as connection:
             await connection.execute(
@@ -179,9 +230,4 @@ class PlanBook:
                 )
             )
         ).one()
-        seen_s = (now_ms - other.seen_at_ms) / 1000
-        return (
-            f"step {handler.step} is served by {other.source} already ({other.worker}, seen {seen_s:.0f} s ago), and "
-            f"{handler.source} is another handler: a step's name is one within a namespace; give one of them another "
-            f"`name`, or stop the other (a name is free {HANDLER_ALIVE_MS // 1000} s after its last worker was seen)"
-        )
+        return taken(handler, other.source, other.worker, now_ms - other.seen_at_ms)

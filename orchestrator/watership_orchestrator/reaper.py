@@ -6,19 +6,17 @@ import asyncio
 import logging
 import random
 import socket
-import uuid
-
-from sqlalchemy.ext.asyncio import AsyncEngine
+import time
+from collections.abc import Callable
 
 from watership.bus.protocol import Bus
 from watership.bus.topology import Topology
+from watership.chance import SYSTEM_CHANCE, new_token
 from watership.errors import StoreUnavailable
 from watership.service import patiently
 from watership.settings import Settings
-from watership_orchestrator.database import check_database
 from watership_orchestrator.engine import Engine
-from watership_orchestrator.plans import PlanBook
-from watership_orchestrator.store import Store
+from watership_orchestrator.ports import Backing
 
 log = logging.getLogger("watership.reaper")
 
@@ -26,19 +24,27 @@ log = logging.getLogger("watership.reaper")
 class Reaper:
     """One of any number of reapers: rows that another one holds are passed over."""
 
-    def __init__(self, settings: Settings, bus: Bus, database: AsyncEngine) -> None:
-        self.name = f"reaper {socket.gethostname()}:{uuid.uuid4().hex[:6]}"
+    def __init__(
+        self,
+        settings: Settings,
+        bus: Bus,
+        backing: Backing,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        chance: random.Random = SYSTEM_CHANCE,
+    ) -> None:
+        self.name = f"reaper {socket.gethostname()}:{new_token(chance, size_bytes=3)}"
         self._settings = settings
         self._bus = bus
-        self._database = database
+        self._backing = backing
+        self._chance = chance
         self._topology = Topology(settings.namespace)
-        plans = PlanBook(database, settings.namespace)
-        self._engine = Engine(Store(database, settings.namespace), bus, plans, self._topology)
+        self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
 
     async def start(self) -> None:
         """Connects. It consumes nothing."""
-        await patiently(self.name, lambda: check_database(self._database))
-        await patiently(self.name, self._bus.open)
+        await patiently(self.name, self._backing.check, self._chance)
+        await patiently(self.name, self._bus.open, self._chance)
         await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
 
     async def run_once(self) -> int:
@@ -61,9 +67,9 @@ class Reaper:
                 log.warning("%s; looking again soon", error)
             except Exception:  # its own errors leave the rows due: the next look finds them
                 log.exception("a look failed; looking again soon")
-            await asyncio.sleep(self._settings.reap_every_s * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._settings.reap_every_s * self._chance.uniform(0.8, 1.2))
 
     async def drain(self) -> None:
         """Closes."""
         await self._bus.close()
-        await self._database.dispose()
+        await self._backing.close()

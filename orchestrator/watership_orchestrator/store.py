@@ -100,7 +100,7 @@ class Batch:
         found_sagas: dict[uuid.UUID, StoredSaga] = {}
         for row in rows:
             try:
-                found_sagas[row["saga_id"]] = _stored(dict(row))
+                found_sagas[row["saga_id"]] = stored_saga(dict(row))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's alone
                 self.broken[row["saga_id"]] = error
         return found_sagas
@@ -290,7 +290,8 @@ class Store:
             )
 
 
-def _stored(row: Mapping[str, Any]) -> StoredSaga:
+def stored_saga(row: Mapping[str, Any]) -> StoredSaga:
+    """A saga from its row. ``row`` has the columns of `saga_table` by name."""
     return StoredSaga(
         saga_id=row["saga_id"],
         state=state_from_row(row),

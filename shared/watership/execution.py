@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import secrets
+import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -16,6 +16,7 @@ import pydantic
 
 from watership import codec
 from watership.adapters.circuit_breaker import CircuitBreaker
+from watership.chance import SYSTEM_CHANCE, new_token
 from watership.container import Container
 from watership.errors import InvalidPayload, LimitExceeded, OutcomeUnknown, error_code, error_lineage
 from watership.machine.state import Action, Failure, Outcome
@@ -76,9 +77,9 @@ class Execution:
     misfit: str | None = None
 
 
-async def execute(command: Command, hands: Hands) -> Execution:
+async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM_CHANCE) -> Execution:
     """Runs the command once. Raises only what is not an `Exception`: a real cancellation, an exit."""
-    run = secrets.token_hex(8)
+    run = new_token(chance)
     token = _current.set(
         StepRun(
             command.saga_id,

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
+from watership.chance import SYSTEM_CHANCE
 from watership.errors import BrokerUnavailable, StoreUnavailable
 
 log = logging.getLogger("watership.service")
@@ -31,7 +32,7 @@ class Service(Protocol):
         """Takes nothing new, finishes what is in hand, closes."""
 
 
-async def patiently(what: str, connect: Callable[[], Awaitable[None]]) -> None:
+async def patiently(what: str, connect: Callable[[], Awaitable[None]], chance: random.Random = SYSTEM_CHANCE) -> None:
     """Connects, again and again while the other side is not there, and says so. A refusal (a password) is tried, too:
     it may be mended without us.
     """
@@ -44,7 +45,7 @@ async def patiently(what: str, connect: Callable[[], Awaitable[None]]) -> None:
             return
         except (BrokerUnavailable, StoreUnavailable) as error:
             attempt += 1
-            wait_s = min(CONNECT_RETRY_MAX_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
+            wait_s = min(CONNECT_RETRY_MAX_S, 0.25 * 2**attempt) * chance.uniform(0.5, 1.0)
             log.warning("%s; trying again in %.1f s (attempt %d)", error, wait_s, attempt)
             await asyncio.sleep(wait_s)
 

@@ -15,7 +15,7 @@ from watership.bus.protocol import Delivery
 from watership.bus.rabbit import RabbitBus
 from watership.errors import ConfigurationError
 from watership_orchestrator import engine
-from watership_orchestrator.store import Batch
+from watership_orchestrator.ports import SagaBatch
 from watership_worker import Worker
 from watership_worker.consumer import Consumer
 
@@ -96,7 +96,7 @@ async def test_a_commit_whose_answer_is_lost_still_sends_what_followed(
     whole = store.batch
 
     @contextlib.asynccontextmanager
-    async def cut() -> AsyncIterator[Batch]:
+    async def cut() -> AsyncIterator[SagaBatch]:
         nonlocal lost
         async with whole() as batch:
             yield batch

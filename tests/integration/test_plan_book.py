@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from watership.machine.plan import Plan, StepPlan
+from watership.machine.nodes import StepPlan
+from watership.machine.plan import Plan
 from watership.messages import RegisterWorker
 from watership_orchestrator.database import open_database
 from watership_orchestrator.plans import PlanBook

@@ -17,6 +17,7 @@ from watership.bus.rabbit import RabbitBus
 from watership.messages import StartSaga, WireMessage
 from watership.service import Service
 from watership.settings import Settings
+from watership_orchestrator.backing import PostgresBacking
 from watership_orchestrator.database import open_database
 from watership_orchestrator.orchestrator import Orchestrator
 from watership_orchestrator.reaper import Reaper
@@ -38,7 +39,7 @@ class Running:
 
     async def orchestrator(self) -> Orchestrator:
         """A running orchestrator."""
-        return await self._begin(Orchestrator(self.settings, self._bus(), open_database(self.settings.database())))
+        return await self._begin(Orchestrator(self.settings, self._bus(), self._backing()))
 
     async def worker(self, worker: Worker) -> Consumer:
         """A running worker."""
@@ -46,10 +47,13 @@ class Running:
 
     async def reaper(self) -> Reaper:
         """A reaper that looks only when it is asked to (`run_once`)."""
-        reaper = Reaper(self.settings, self._bus(), open_database(self.settings.database()))
+        reaper = Reaper(self.settings, self._bus(), self._backing())
         await reaper.start()
         self.stack.push_async_callback(reaper.drain)
         return reaper
+
+    def _backing(self) -> PostgresBacking:
+        return PostgresBacking(open_database(self.settings.database()), self.settings.namespace)
 
     def _bus(self) -> RabbitBus:
         return RabbitBus(self.settings.broker())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
+import random
 import socket
-import uuid
 
 from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
+from watership.chance import SYSTEM_CHANCE, new_id, new_token
 from watership.errors import ConfigurationError, InvalidPayload, LimitExceeded
 from watership.execution import Command, Execution, execute
 from watership.machine.state import Action
@@ -39,13 +39,14 @@ ANSWER_WITHIN_S = 2.0
 class Consumer:
     """One worker process: any number of them share the same queues."""
 
-    def __init__(self, settings: Settings, bus: Bus, worker: Worker) -> None:
-        self.name = f"worker {socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+    def __init__(self, settings: Settings, bus: Bus, worker: Worker, *, chance: random.Random = SYSTEM_CHANCE) -> None:
+        self.name = f"worker {socket.gethostname()}:{os.getpid()}:{new_token(chance, size_bytes=3)}"
+        self._chance = chance
         self._settings = settings
         self._bus = bus
         self._worker = worker
         self._topology = Topology(settings.namespace)
-        self._answers = f"{settings.namespace}.worker.{uuid.uuid4().hex}"
+        self._answers = f"{settings.namespace}.worker.{new_id(chance).hex}"
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._runs = Tasks()
         self._replier = Replier(bus)
@@ -55,7 +56,7 @@ class Consumer:
 
     async def start(self) -> None:
         """Connects, declares its queues, announces itself, and consumes."""
-        await patiently(self.name, self._bus.open)
+        await patiently(self.name, self._bus.open, self._chance)
         queues = [self._topology.step_queue(queue) for queue in self._worker.queues()]
         await self._bus.declare(self._topology.exchanges(), [*self._topology.orchestrator_queues(), *queues])
         await self._bus.declare_reply_queue(self._answers)
@@ -107,7 +108,7 @@ class Consumer:
         message = body.addressed(
             self._topology.exchange,
             "control",
-            message_id=f"{self.name}:{secrets.token_hex(4)}",
+            message_id=f"{self.name}:{new_token(self._chance, size_bytes=4)}",
             reply_to=self._answers,
         )
         (fate,) = await self._bus.publish([message])
@@ -143,17 +144,17 @@ class Consumer:
                 reply = await self._run(message, delivery)
             except Exception as error:  # without a reply it would be held for ever, and with it a place in the queue
                 log.exception("saga %s: %s of step %s could not be run", message.saga_id, message.action, message.step)
-                reply = _could_not_run(message, error, delivery)
+                reply = _could_not_run(message, error, delivery, new_token(self._chance))
         await self._replier.send(self._message(message, reply, delivery), delivery)
 
     async def _run(self, command: StepCommand, delivery: Delivery) -> StepReply:
         hands = self._worker.hands(command)
         if hands is None:
-            return _not_served(command, delivery)
+            return _not_served(command, delivery, new_token(self._chance))
         if delivery.redelivered and command.action is Action.ACT and not hands.handler.rerun:
             words = f"step {command.step} was delivered before, and must not run twice (rerun = False)"
             error = ErrorOnWire(code="run_lost", type_name="RunLost", message=words)
-            return _without_a_run(command, ReplyOutcome.UNKNOWN, error, delivery)
+            return _without_a_run(command, ReplyOutcome.UNKNOWN, error, delivery, new_token(self._chance))
         if delivery.redelivered:
             log.info(
                 "saga %s: %s of %s is run again: it was delivered before", command.saga_id, command.action, command.step
@@ -170,6 +171,7 @@ class Consumer:
                 timeout_ms=command.timeout_ms,
             ),
             hands,
+            self._chance,
         )
         if run.error is not None:
             log.info(
@@ -182,7 +184,7 @@ class Consumer:
             )
         if run.misfit is not None:
             error = ErrorOnWire(code=MISFIT, type_name="Misfit", message=run.misfit[:2_000])
-            return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery)
+            return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery, run.run)
         return _reply(command, run, delivery)
 
     def _message(self, command: StepCommand, reply: StepReply, delivery: Delivery) -> Message:
@@ -200,24 +202,26 @@ def _trace(delivery: Delivery) -> dict[str, str]:
     return {"traceparent": trace} if isinstance(trace, str) else {}
 
 
-def _not_served(command: StepCommand, delivery: Delivery) -> StepReply:
+def _not_served(command: StepCommand, delivery: Delivery, run: str) -> StepReply:
     """This worker ran nothing; if the command was delivered before, another one may have: the machine keeps the doubt."""
     error = ErrorOnWire(code="not_served", type_name="NotServed", message=f"no handler for step {command.step} here")
-    return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery)
+    return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery, run)
 
 
-def _could_not_run(command: StepCommand, error: Exception, delivery: Delivery) -> StepReply:
+def _could_not_run(command: StepCommand, error: Exception, delivery: Delivery, run: str) -> StepReply:
     on_wire = ErrorOnWire(code="worker_error", type_name=type(error).__name__[:200], message=repr(error)[:2_000])
-    return _without_a_run(command, ReplyOutcome.UNKNOWN, on_wire, delivery)
+    return _without_a_run(command, ReplyOutcome.UNKNOWN, on_wire, delivery, run)
 
 
-def _without_a_run(command: StepCommand, outcome: ReplyOutcome, error: ErrorOnWire, delivery: Delivery) -> StepReply:
+def _without_a_run(
+    command: StepCommand, outcome: ReplyOutcome, error: ErrorOnWire, delivery: Delivery, run: str
+) -> StepReply:
     return StepReply(
         saga_id=command.saga_id,
         step=command.step,
         action=command.action,
         attempt=command.attempt,
-        run=secrets.token_hex(8),
+        run=run,
         outcome=outcome,
         error=error,
         redelivered=delivery.redelivered,

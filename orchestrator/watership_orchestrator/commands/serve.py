@@ -5,31 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from watership.bus.protocol import Bus
 from watership.bus.rabbit import RabbitBus
 from watership.commands.options import BrokerUrl, DatabaseUrl, Namespace
 from watership.service import Service, serve
 from watership.settings import Settings, load_settings
+from watership_orchestrator.backing import PostgresBacking
 from watership_orchestrator.database import open_database
 from watership_orchestrator.orchestrator import Orchestrator
+from watership_orchestrator.ports import Backing
 from watership_orchestrator.reaper import Reaper
 
 
 def orchestrator(broker_url: BrokerUrl = None, database_url: DatabaseUrl = None, namespace: Namespace = None) -> None:
     """Run an orchestrator: it decides what happens next. Run as many as you like."""
     settings = load_settings(broker_url=broker_url, database_url=database_url, namespace=namespace)
-    asyncio.run(_serve(settings, lambda bus, database: Orchestrator(settings, bus, database)))
+    asyncio.run(_serve(settings, lambda bus, backing: Orchestrator(settings, bus, backing)))
 
 
 def reaper(broker_url: BrokerUrl = None, database_url: DatabaseUrl = None, namespace: Namespace = None) -> None:
     """Run a reaper: it re-drives what timed out or was interrupted. Run as many as you like."""
     settings = load_settings(broker_url=broker_url, database_url=database_url, namespace=namespace)
-    asyncio.run(_serve(settings, lambda bus, database: Reaper(settings, bus, database)))
+    asyncio.run(_serve(settings, lambda bus, backing: Reaper(settings, bus, backing)))
 
 
-async def _serve(settings: Settings, make: Callable[[Bus, AsyncEngine], Service]) -> None:
-    database = open_database(settings.database())
-    service = make(RabbitBus(settings.broker()), database)
+async def _serve(settings: Settings, make: Callable[[Bus, Backing], Service]) -> None:
+    backing = PostgresBacking(open_database(settings.database()), settings.namespace)
+    service = make(RabbitBus(settings.broker()), backing)
     await serve(service, drain_s=settings.drain_s)

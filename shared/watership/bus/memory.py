@@ -256,15 +256,18 @@ class MemoryBus:
             return
         self._is_closed = True
         self._subscriptions = []
-        self._lose_channels()
+        self.lose_link()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
         """The link breaks and is back: what a reconnect does to deliveries, reply queues and the generation."""
-        self._require_open()
-        self._lose_channels()
+        self.lose_link()
+        self.regain_link()
+
+    def regain_link(self) -> None:
+        """It is back: a new publishing channel, and consumers as they were."""
         self._generation += 1
         for name in self._reply_queues:
             self._broker.declare_reply_queue(name, self)
@@ -366,8 +369,9 @@ class MemoryBus:
         self._detach_if_idle(consumer)
         return (consumer, entry) if entry else (None, None)
 
-    def _lose_channels(self) -> None:
-        """First all consumers go, then all is given back: a message must not come back to a dead consumer."""
+    def lose_link(self) -> None:
+        """All consumers go, and only then all is given back: a message must not come back to a dead consumer."""
+        self._require_open()
         lost, self._consumers = self._consumers, []
         for consumer in lost:
             consumer.takes = False

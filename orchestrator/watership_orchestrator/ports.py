@@ -1,0 +1,122 @@
+"""What the orchestrator's services stand on, as protocols: Postgres in production, memory in a simulation.
+
+Both keep one contract (`tests/contract/test_engine_store.py`). Nothing here knows SQL.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from watership.messages import AdminAnswer, AdminRequest, RegisterWorker
+from watership.saga.storage.protocol import LogEntry
+from watership_orchestrator.arrivals import Plans, Tombstone, Waiting
+from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
+
+
+class SagaBatch(Protocol):
+    """One transaction over many sagas. See `watership_orchestrator.store.Batch`."""
+
+    @property
+    def now_ms(self) -> int:
+        """The database's clock, read after the rows were locked (law 9)."""
+
+    @property
+    def broken(self) -> Mapping[uuid.UUID, Exception]:
+        """Rows that `lock` locked and that cannot be read, and why."""
+
+    async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
+        """Locks what is free among ``ids``, and reads the clock after that."""
+
+    async def existing(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, bool]:
+        """Which of ``ids`` are taken; True: by a saga of ours, so it is locked elsewhere."""
+
+    async def due(self, limit: int) -> list[uuid.UUID]:
+        """What must be looked at now, oldest first; what somebody is at is passed over."""
+
+    async def tombstones(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
+        """What sagas among ``ids`` left when they were pruned, whosever they were."""
+
+    async def hold(self, rows: Collection[Waiting]) -> set[Waiting]:
+        """Locks the rows that still wait to be judged; what somebody else judges, or has judged, is left out."""
+
+    async def done(self, told: Mapping[Waiting, str]) -> None:
+        """These rows, which are held, are judged: they go with this transaction, a dead letter with these words."""
+
+    async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
+        """Makes sagas; the ids that were still free."""
+
+    async def update(self, rows: Sequence[ChangedRow]) -> None:
+        """Writes sagas that moved; their rows are locked."""
+
+    async def log(self, entries: Sequence[tuple[uuid.UUID, LogEntry]]) -> None:
+        """Appends to the log."""
+
+    async def ledger(self, lines: Sequence[LedgerLine]) -> None:
+        """Keeps what moved nothing."""
+
+    async def history(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, list[LogEntry]]:
+        """The whole logs of a few sagas."""
+
+    async def looked(self, ids: Collection[uuid.UUID]) -> None:
+        """The reaper looked, and nothing was due: the next look is at the true deadline."""
+
+
+class SagaStore(Protocol):
+    """Batches for one namespace. See `watership_orchestrator.store.Store`."""
+
+    def batch(self) -> AbstractAsyncContextManager[SagaBatch]:
+        """One transaction: committed at the end of the block, rolled back on an exception."""
+
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
+        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed."""
+
+    async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
+        """What these sagas (id, seq) owed is confirmed."""
+
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """Looks at these rows again only later, each failure twice as much later."""
+
+
+class PlanShelf(Protocol):
+    """The plans and handlers that workers registered. See `watership_orchestrator.plans.PlanBook`."""
+
+    async def get(self, hashes: Iterable[str], names: Iterable[str]) -> Plans:
+        """The plans that a batch needs."""
+
+    async def register(self, message: RegisterWorker) -> list[str]:
+        """Keeps the plans and handlers that a worker announced; what it refused, a sentence each."""
+
+
+class SagaReader(Protocol):
+    """The admin queue's verbs that change nothing. See `watership_orchestrator.admin.Admin`."""
+
+    async def read(self, request: AdminRequest) -> AdminAnswer:
+        """Answers one of them."""
+
+
+class Backing(Protocol):
+    """All that a service keeps and finds in its database."""
+
+    @property
+    def store(self) -> SagaStore:
+        """The sagas' rows and logs."""
+
+    @property
+    def plans(self) -> PlanShelf:
+        """The plans and handlers."""
+
+    @property
+    def reader(self) -> SagaReader:
+        """What operators ask."""
+
+    async def check(self) -> None:
+        """Raises `ConfigurationError` if the schema is not this version's, `StoreUnavailable` if nobody answers."""
+
+    async def close(self) -> None:
+        """Gives the connections back."""
