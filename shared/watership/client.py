@@ -10,7 +10,9 @@ from typing import Any
 
 from watership.bus.protocol import Bus
 from watership.errors import ConfigurationError
+from watership.messages import AdminVerb
 from watership.saga.compile import Definition
+from watership.saga.storage.protocol import EarlySignal
 from watership.saga.watch import SagaWatch
 from watership.wire import Wire
 
@@ -58,6 +60,14 @@ class WireRunner:
     async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Watches a saga that somebody started. Raises `SagaNotFound`."""
         return await self._wire().find(saga_id)
+
+    async def signal(self, signal: EarlySignal) -> None:
+        """Sends a signal, and waits until an orchestrator has it on record. Raises `SignalRefused`."""
+        await self._wire().signal(signal)
+
+    async def cancel(self, saga_id: uuid.UUID, *, actor: str, reason: str) -> None:
+        """Has a saga undone. Raises `SagaNotFound`, `OperationRefused`."""
+        await self._wire().ask(AdminVerb.COMPENSATE, saga_id=saga_id, actor=actor, reason=reason)
 
     def _wire(self) -> Wire:
         wire = wire_for(self._broker_url, self._namespace)

@@ -11,6 +11,7 @@
     │   ├── SagaConflict           same id, other saga or other input
     │   └── UnknownSaga            nothing is bound to this context, or nobody registered this saga
     ├── SagaNotFound               no saga has this id
+    ├── SignalRefused              the saga does not wait for this signal, or its data does not fit
     ├── SagaParked                 the saga needs a person; the reason is in words
     ├── SagaCompensated            recovery found it being undone, and finished that
     ├── SagaCancelled              an operator had the saga undone, or abandoned it
@@ -90,6 +91,12 @@ class SagaNotFound(WatershipError, ValueError):
     """No saga has this id in this store and namespace."""
 
     code = "saga_not_found"
+
+
+class SignalRefused(WatershipError):
+    """The saga does not wait for this signal, does not wait for it any more, or its data does not fit."""
+
+    code = "signal_refused"
 
 
 class SagaParked(WatershipError, RuntimeError):

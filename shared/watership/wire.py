@@ -27,6 +27,7 @@ from watership.errors import (
     OperationRefused,
     SagaConflict,
     SagaNotFound,
+    SignalRefused,
     StartRejected,
     StoreUnavailable,
     WatershipError,
@@ -43,11 +44,15 @@ from watership.messages import (
     SagaKnown,
     SagaProgress,
     SagaRejected,
+    Signal,
+    SignalAnswer,
     StartSaga,
+    WireMessage,
     read,
 )
 from watership.saga.compile import Definition
 from watership.saga.models import shape_of
+from watership.saga.storage.protocol import EarlySignal
 from watership.saga.watch import SagaWatch, StepDone
 from watership.service import Tasks
 
@@ -79,7 +84,7 @@ class Wire:
         self._topology = Topology(namespace)
         self._replies = f"{namespace}.client.{uuid.uuid4().hex}"
         self._sagas: dict[uuid.UUID, Listening] = {}
-        self._questions: dict[str, asyncio.Future[AdminAnswer]] = {}
+        self._questions: dict[str, asyncio.Future[WireMessage]] = {}
         self._registered: set[str] = set()
         self._keeping: dict[str, asyncio.Future[tuple[str, ...]]] = {}
         self._wait_until_s = 0.0
@@ -215,7 +220,7 @@ class Wire:
         except (InvalidPayload, LimitExceeded) as error:
             log.warning("a message to this client could not be read: %s", error)
             return
-        if isinstance(message, AdminAnswer):
+        if isinstance(message, AdminAnswer | SignalAnswer):
             question = self._questions.pop(delivery.correlation_id or "", None)
             if question is not None and not question.done():
                 question.set_result(message)
@@ -328,33 +333,51 @@ class Wire:
         """Asks on the admin queue. Raises the error that the answer names, `BrokerUnavailable` if nobody answers."""
         await self.open()
         body = AdminRequest(verb=verb, **arguments)
+        # What its author was told that nobody took must not move a saga later.
+        expiration_ms = int(ASK_TIMEOUT_S * 1000) if verb in MOVING_VERBS else None
+        answered = await self._question(body, "admin", uuid.uuid4().hex, f"the request {verb}", expiration_ms)
+        if answered is None:
+            raise BrokerUnavailable(
+                f"no orchestrator answers on namespace {self._topology.namespace} (waited {ASK_TIMEOUT_S:g} s): is one running?"
+            )
+        assert isinstance(answered, AdminAnswer)
+        if answered.error is not None:
+            raise _ERRORS.get(answered.code or "", WatershipError)(answered.error)
+        return answered.data
+
+    async def signal(self, signal: EarlySignal) -> None:
+        """Sends a signal: the broker has it on return, and an orchestrator, if one runs. Raises `SignalRefused`."""
+        await self.open()
+        body = Signal(saga_id=signal.saga_id, name=signal.name, signal_id=signal.signal_id, data=signal.data)
+        answered = await self._question(body, "control", f"signal:{signal.signal_id}", f"the signal {signal.name}")
+        if isinstance(answered, SignalAnswer) and answered.refused is not None:
+            raise _ERRORS.get(answered.code or "", SignalRefused)(answered.refused)
+
+    async def _question(
+        self, body: WireMessage, key: str, message_id: str, what: str, expiration_ms: int | None = None
+    ) -> WireMessage | None:
+        """Sends a message that is answered; None: nobody has answered in time."""
         correlation_id = uuid.uuid4().hex
-        answer: asyncio.Future[AdminAnswer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[WireMessage] = asyncio.get_running_loop().create_future()
         self._questions[correlation_id] = answer
         message = body.addressed(
             self._topology.exchange,
-            "admin",
-            message_id=correlation_id,
+            key,
+            message_id=message_id,
             correlation_id=correlation_id,
             reply_to=self._replies,
-            # What its author was told that nobody took must not move a saga later.
-            expiration_ms=int(ASK_TIMEOUT_S * 1000) if verb in MOVING_VERBS else None,
+            expiration_ms=expiration_ms,
         )
         try:
             (fate,) = await self._bus.publish([message])
             if fate is not Fate.CONFIRMED:
-                raise BrokerUnavailable(f"the broker did not take the request {verb} ({fate})")
+                raise BrokerUnavailable(f"the broker did not take {what} ({fate})")
             async with asyncio.timeout(ASK_TIMEOUT_S):
-                answered = await answer
-        except TimeoutError as error:
-            raise BrokerUnavailable(
-                f"no orchestrator answers on namespace {self._topology.namespace} (waited {ASK_TIMEOUT_S:g} s): is one running?"
-            ) from error
+                return await answer
+        except TimeoutError:
+            return None
         finally:
             self._questions.pop(correlation_id, None)
-        if answered.error is not None:
-            raise _ERRORS.get(answered.code or "", WatershipError)(answered.error)
-        return answered.data
 
 
 def _saga_id(correlation_id: str | None) -> uuid.UUID | None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import uuid
 
-from watership.errors import LeaseLost, SagaConflict, SagaNotFound, WatershipError
+from watership.errors import LeaseLost, SagaNotFound, WatershipError
 from watership.execution import Command, execute
 from watership.machine import events as e
 from watership.machine.apply import apply
@@ -22,7 +22,7 @@ from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
 from watership.saga.job import Job, Seat, Start
 from watership.saga.runs import Happening, Runs
-from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry, SagaRecord
+from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
 log = logging.getLogger("watership.driver")
@@ -31,6 +31,10 @@ FOLLOW_EVERY_MS = 250
 FOLLOW_ASLEEP_EVERY_MS_MAX = 5_000
 ASLEEP_MS = 5_000  # what waits for longer than this is let go meanwhile
 BACK_OFF_MS = 5_000
+
+
+class LetGo(WatershipError):
+    """This process stopped driving the saga; recovery, or whoever asks for it next, goes on with it."""
 
 
 class Drive:
@@ -115,7 +119,7 @@ class Drive:
         for happening in self._inbox:
             if happening.answer is not None and not happening.answer.done():
                 words = f"saga {self.saga_id}: this process let it go before it took that up; try again"
-                happening.answer.set_exception(WatershipError(words))
+                happening.answer.set_exception(LetGo(words))
                 happening.answer.exception()  # seen: nobody may wait for it any more
 
     def _is_durable(self) -> None:
@@ -147,7 +151,8 @@ class Drive:
             record = await self._storage.load(self.saga_id)
             if record is None:
                 raise SagaNotFound(f"no saga has the id {self.saga_id} in this store")
-            self.check_same(record, start)
+            if start is not None:
+                start.check_same(record, self._job.definition.plan.saga)
             self._is_durable()
             if _over(record.state) and not self._inbox:
                 await self._replay()
@@ -181,18 +186,6 @@ class Drive:
         if any(action.phase is Phase.AWAITED for _, _, action in state.active_actions()) or state.due_at_ms is None:
             return 0
         return state.due_at_ms - await self._storage.now_ms()
-
-    # Law 11: the same id and input is the same saga; anything else is a conflict.
-    def check_same(self, record: SagaRecord, start: Start | None) -> None:
-        """Raises `SagaConflict` if the record is not of this start."""
-        if start is None:
-            return
-        if record.state.name != self._job.definition.plan.saga:
-            raise SagaConflict(f"the id {self.saga_id} belongs to a saga {record.state.name}; use another id")
-        if record.input_hash != start.input_hash:
-            raise SagaConflict(
-                f"saga {record.state.name} {self.saga_id} was started with other input; use another id, or the same input"
-            )
 
     async def _take_over(self, lease: Lease) -> None:
         """Goes on where another process stopped, on the plan that the saga began with (law 7)."""

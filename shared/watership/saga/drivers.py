@@ -14,13 +14,14 @@ from typing import Any
 
 from watership.clock import Clock, SystemClock
 from watership.container import Container
-from watership.errors import SagaConflict, SagaNotFound, UnknownSaga, WatershipError
+from watership.errors import OperationRefused, SagaConflict, SagaNotFound, SignalRefused, UnknownSaga
 from watership.machine import events as e
 from watership.saga.compile import Definition
-from watership.saga.driver import Drive
+from watership.saga.driver import Drive, LetGo
 from watership.saga.job import Job, Seat, Start
 from watership.saga.models import shape_of
-from watership.saga.storage.protocol import SagaStorage
+from watership.saga.signals import signal_event
+from watership.saga.storage.protocol import EarlySignal, SagaStorage
 from watership.saga.watch import SagaWatch
 
 log = logging.getLogger("watership.driver")
@@ -52,6 +53,7 @@ class Drivers:
         self._seat = Seat(storage, clock, storage.keeper())
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._closed = False
 
     def used_by(self, user: object) -> None:
         """``user`` counts as using these drives until it says `left_by`, or is gone."""
@@ -72,19 +74,53 @@ class Drivers:
         elif drive.start is None:  # recovery or `result` brought it here: its input is in the store
             record = await self.storage.load(saga_id)
             if record is not None:
-                drive.check_same(record, start)
+                start.check_same(record, job.definition.plan.saga)
         elif drive.start.input_hash != start.input_hash:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
+        drive.is_watched = True
         await asyncio.shield(drive.started)
+        if job.definition.plan.waits:
+            for signal in await self.storage.early_signals(saga_id=saga_id):
+                await self.take_early(job, signal)
         return drive
 
     async def join(self, job: Job, saga_id: uuid.UUID, *, request: e.Event | None = None) -> Drive:
         """Drives or follows a saga that exists, and gives it an event if there is one. Raises `SagaNotFound`."""
         drive = self._drives.get(saga_id) or self._launch(saga_id, job, None)
+        drive.is_watched = True
         if request is not None:
             drive.request(request)
         await asyncio.shield(drive.started)
         return drive
+
+    async def ask(self, job: Job, saga_id: uuid.UUID, event: e.Event, cause: str) -> str | None:
+        """Gives a saga that exists an event; once that is on record, why it was refused, or None."""
+        while True:
+            drive = self._drives.get(saga_id) or self._launch(saga_id, job, None)
+            answer = drive.request(event, cause)
+            try:
+                return await answer
+            except LetGo:
+                await asyncio.sleep(0)  # it ended meanwhile: another drive takes the event up
+                if self._closed:
+                    raise
+
+    async def signal(self, job: Job, signal: EarlySignal) -> None:
+        """Gives a saga that exists its signal. Raises `SignalRefused`."""
+        cause = f"signal:{signal.signal_id}"
+        refused = await self.ask(job, signal.saga_id, signal_event(job.definition, signal), cause)
+        if refused is None:
+            return
+        if all(entry.cause != cause for entry in await self.storage.history(signal.saga_id)):
+            raise SignalRefused(refused)  # else this very signal was taken before
+
+    async def take_early(self, job: Job, signal: EarlySignal) -> None:
+        """Gives a saga a signal that came before it; one that it refuses is told in the log of this process alone."""
+        try:
+            await self.signal(job, signal)
+        except SignalRefused as error:
+            log.warning("%s", error)
+        await self.storage.forget_signal(signal)
 
     def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
         drive = Drive(self._seat, saga_id, job, gated=gated)
@@ -100,7 +136,7 @@ class Drivers:
         self._tasks.pop(saga_id, None)
         self._recovered.discard(saga_id)
         if not drive.watch.over:
-            drive.watch.failed(WatershipError(f"saga {saga_id}: this process let it go; recovery takes it up again"))
+            drive.watch.failed(LetGo(f"saga {saga_id}: this process let it go; recovery takes it up again"))
         if not drive.started.done():
             drive.started.cancel()
 
@@ -134,11 +170,23 @@ class Drivers:
                 continue
             self._recovered.add(saga_id)
             log.info("saga %s %s: nobody drives it; taking it up", record.state.name, saga_id)
-            watches.append(self._launch(saga_id, self._jobs[record.state.name], None).watch)
+            drive = self._launch(saga_id, self._jobs[record.state.name], None)
+            drive.is_watched = False
+            watches.append(drive.watch)
+        await self._recover_signals()
         return watches
 
+    async def _recover_signals(self) -> None:
+        """Signals that came while their saga was being made, by a process that did not live to see it."""
+        for signal in await self.storage.early_signals():
+            record = await self.storage.load(signal.saga_id)
+            job = self._jobs.get(record.state.name) if record is not None else None
+            if job is not None:
+                await self.take_early(job, signal)
+
     async def close(self) -> None:
-        """Stops recovery; lets every saga go after the step that runs now, at most `DRAIN_S` seconds."""
+        """Stops recovery; lets every saga go after the steps that run now, at most `DRAIN_S` seconds."""
+        self._closed = True
         of_loop = _per_loop.get(asyncio.get_running_loop(), {})
         if of_loop.get(self.storage.key) is self:
             del of_loop[self.storage.key]  # first: whoever comes now gets drives of their own
@@ -194,14 +242,41 @@ class EmbeddedRunner:
 
     async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Joins a saga that exists. Raises `SagaNotFound`."""
-        drivers = self._drivers()
-        record = await drivers.storage.load(saga_id)
-        if record is None:
+        job = await self._job_of(saga_id)
+        if job is None:
             raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+        return (await self._drivers().join(job, saga_id)).watch
+
+    async def signal(self, signal: EarlySignal) -> None:
+        """Gives a saga what it waits for; kept if it does not exist yet. Raises `SignalRefused`, `UnknownSaga`."""
+        drivers = self._drivers()
+        job = await self._job_of(signal.saga_id)
+        if job is None:
+            await drivers.storage.keep_signal(signal)
+            job = await self._job_of(signal.saga_id)  # it may have been made meanwhile, and not have seen the signal
+            if job is not None:
+                await drivers.take_early(job, signal)
+            return
+        await drivers.signal(job, signal)
+
+    async def cancel(self, saga_id: uuid.UUID, *, actor: str, reason: str) -> None:
+        """Has a saga undone. Raises `SagaNotFound`, `OperationRefused`."""
+        job = await self._job_of(saga_id)
+        if job is None:
+            raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+        event = e.CompensateRequested(actor, reason)
+        refused = await self._drivers().ask(job, saga_id, event, "request")
+        if refused is not None:
+            raise OperationRefused(refused)
+
+    async def _job_of(self, saga_id: uuid.UUID) -> Job | None:
+        record = await self._drivers().storage.load(saga_id)
+        if record is None:
+            return None
         definition = self._definitions.get(record.state.name)
         if definition is None:
             raise UnknownSaga(f"saga {saga_id} is a {record.state.name}, which is not bound in this process")
-        return (await drivers.join(Job(definition, self._container), saga_id)).watch
+        return Job(definition, self._container)
 
     async def close(self) -> None:
         """Stops driving; what runs is left to recovery."""

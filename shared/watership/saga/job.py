@@ -10,9 +10,10 @@ from uuid import UUID
 from watership import codec
 from watership.clock import Clock
 from watership.container import Container
+from watership.errors import SagaConflict
 from watership.execution import Hands
 from watership.saga.compile import Definition, context_of
-from watership.saga.storage.protocol import LeaseKeeper, SagaStorage
+from watership.saga.storage.protocol import LeaseKeeper, SagaRecord, SagaStorage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Start:
         """Checks the context and its size. Raises `InvalidPayload` or `LimitExceeded`."""
         codec.encode_context(context, what=f"saga {name} {saga_id}: the context")
         return cls(context, codec.input_hash(name, context))
+
+    # Law 11: the same id and input is the same saga; anything else is a conflict.
+    def check_same(self, record: SagaRecord, name: str) -> None:
+        """Raises `SagaConflict` if the record is not of this start of a saga ``name``."""
+        if record.state.name != name:
+            raise SagaConflict(f"the id {record.saga_id} belongs to a saga {record.state.name}; use another id")
+        if record.input_hash != self.input_hash:
+            raise SagaConflict(
+                f"saga {name} {record.saga_id} was started with other input; use another id, or the same input"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from watership.saga.models import ContextT, shape_of
 from watership.saga.results import SagaResult, result_of, step_result
 from watership.saga.retry import RetryPolicy
 from watership.saga.saga import SagaMap
+from watership.saga.signals import make_signal
 from watership.saga.step import SagaStepResult
 from watership.saga.watch import Runner
 
@@ -83,6 +84,19 @@ class SagaMediator:
         by_name = {definition.plan.saga: definition for definition in self._definitions.values()}
         watch = await self._runner.find(_id_of(saga_id))
         return await result_of(watch, by_name, timeout_s, None)
+
+    async def signal(self, saga_id: uuid.UUID, name: str, data: Any = None, *, signal_id: str | None = None) -> None:
+        """Gives a saga what its ``Wait(name)`` waits for; on return it is durable.
+
+        ``data``: JSON data, a dataclass or a pydantic model, which fits the field that the wait puts it into. A signal
+        that comes before the wait, or before the saga, is kept. ``signal_id``: of two signals with the same one, the
+        second changes nothing. Raises `SignalRefused`, `InvalidPayload`, `LimitExceeded`.
+        """
+        await self._runner.signal(make_signal(_id_of(saga_id), name, data, signal_id))
+
+    async def cancel(self, saga_id: uuid.UUID, reason: str, *, actor: str = "client") -> None:
+        """Has a saga that goes forward undone. Raises `SagaNotFound`; `OperationRefused` past its pivot or its end."""
+        await self._runner.cancel(_id_of(saga_id), actor=actor, reason=reason)
 
     async def close(self) -> None:
         """Closes connections and lets go of what runs here; recovery, or the orchestrator, goes on with it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 import pydantic
 from pydantic_core import PydanticSerializationError
@@ -37,10 +37,11 @@ _T = TypeVar("_T")
 class Shape(Generic[_T]):
     """How one context class maps to JSON. Fields that the class does not name pass through untouched elsewhere."""
 
-    __slots__ = ("_adapter", "cls", "fields")
+    __slots__ = ("_adapter", "_fields", "cls", "fields")
 
     def __init__(self, cls: type[_T]) -> None:
         self.cls = cls
+        self._fields: dict[str, pydantic.TypeAdapter[Any]] = {}
         if isinstance(cls, type) and issubclass(cls, pydantic.BaseModel):
             self.fields = frozenset(cls.model_fields)
         elif dataclasses.is_dataclass(cls):
@@ -76,6 +77,21 @@ class Shape(Generic[_T]):
             raise DefinitionError(
                 f"the context {self.cls.__name__} has a field without JSON Schema: {error}"
             ) from error
+
+    def trouble_with(self, field: str, data: Any) -> str | None:
+        """Why ``data``, JSON data, is no value of this field, in words; None: it is one."""
+        try:
+            self._field(field).validate_python(data)
+        except pydantic.ValidationError as error:
+            return f"{field}: {_sentence(error)}"
+        return None
+
+    def _field(self, name: str) -> pydantic.TypeAdapter[Any]:
+        adapter = self._fields.get(name)
+        if adapter is None:
+            annotation = get_type_hints(self.cls, include_extras=True)[name]
+            adapter = self._fields[name] = pydantic.TypeAdapter(annotation)
+        return adapter
 
     def assign(self, target: _T, data: Mapping[str, Any], patch: Mapping[str, Any]) -> None:
         """Sets the patched fields of ``target`` to what ``data``, the whole context, holds for them now."""

@@ -12,6 +12,7 @@ from watership.errors import SagaCancelled, SagaParked, step_error_for
 from watership.machine.state import Failure, Status
 from watership.saga.compile import Definition
 from watership.saga.step import SagaStepResult
+from watership.saga.storage.protocol import EarlySignal
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,6 +141,12 @@ class Runner(Protocol):
 
     async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Watches a saga that exists. Raises `SagaNotFound`."""
+
+    async def signal(self, signal: EarlySignal) -> None:
+        """Gives a saga what it waits for, or will wait for. Raises `SignalRefused`."""
+
+    async def cancel(self, saga_id: uuid.UUID, *, actor: str, reason: str) -> None:
+        """Has a saga undone. Raises `SagaNotFound`, `OperationRefused`."""
 
     async def close(self) -> None:
         """Stops watching, and driving; what runs is left to recovery."""

@@ -13,6 +13,7 @@ from watership.errors import SagaNotFound
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
 from watership.saga.storage.protocol import (
+    EarlySignal,
     HeldElsewhere,
     Lease,
     LeaseKeeper,
@@ -56,6 +57,7 @@ class MemorySagaStorage:
         # Those that somebody may have to look at: what has ended costs `due` nothing.
         self._open: dict[uuid.UUID, _Row] = {}
         self._plans: dict[str, Plan] = {}
+        self._signals: dict[tuple[uuid.UUID, str], EarlySignal] = {}
 
     @property
     def key(self) -> Hashable:
@@ -148,6 +150,19 @@ class MemorySagaStorage:
         """See `SagaStorage.history`."""
         row = self._rows.get(saga_id)
         return list(row.log) if row is not None else []
+
+    async def keep_signal(self, signal: EarlySignal) -> None:
+        """See `SagaStorage.keep_signal`."""
+        self._signals.setdefault((signal.saga_id, signal.signal_id), signal)
+
+    async def early_signals(self, *, saga_id: uuid.UUID | None = None, limit: int = 100) -> list[EarlySignal]:
+        """See `SagaStorage.early_signals`."""
+        found = [one for one in self._signals.values() if one.saga_id in self._rows and saga_id in (None, one.saga_id)]
+        return found[:limit]
+
+    async def forget_signal(self, signal: EarlySignal) -> None:
+        """See `SagaStorage.forget_signal`."""
+        self._signals.pop((signal.saga_id, signal.signal_id), None)
 
     async def save_plan(self, plan: Plan) -> None:
         """See `SagaStorage.save_plan`."""

@@ -63,6 +63,16 @@ class HeldElsewhere:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class EarlySignal:
+    """A signal that came before its saga. ``data`` is JSON data."""
+
+    saga_id: uuid.UUID
+    signal_id: str
+    name: str
+    data: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class SagaSummary:
     """One line of a listing. ``step`` is where the saga stands: the step that is awaited or failed, if any."""
 
@@ -153,6 +163,15 @@ class SagaStorage(Protocol):
 
     async def history(self, saga_id: uuid.UUID) -> list[LogEntry]:
         """The whole log of a saga, in order; empty if there is none."""
+
+    async def keep_signal(self, signal: EarlySignal) -> None:
+        """Keeps a signal whose saga does not exist yet; harmless if it is kept already."""
+
+    async def early_signals(self, *, saga_id: uuid.UUID | None = None, limit: int = 100) -> list[EarlySignal]:
+        """Kept signals whose saga exists by now, or those of one saga, oldest first."""
+
+    async def forget_signal(self, signal: EarlySignal) -> None:
+        """It is in its saga's log, or was refused."""
 
     async def save_plan(self, plan: Plan) -> None:
         """Keeps a plan under its hash; harmless if it is there."""

@@ -27,6 +27,7 @@ from watership.saga.storage.engines import (
 )
 from watership.saga.storage.keeper import LeaseThread
 from watership.saga.storage.protocol import (
+    EarlySignal,
     HeldElsewhere,
     Lease,
     LeaseKeeper,
@@ -38,7 +39,7 @@ from watership.saga.storage.protocol import (
 )
 from watership.saga.storage.queries import EMBEDDED, commit_write, create_write
 from watership.saga.storage.rows import changes_from_json, history_lines, state_from_row
-from watership.saga.storage.schema import Base, log_table, plan_table, saga_table
+from watership.saga.storage.schema import Base, log_table, plan_table, saga_table, signal_table
 
 __all__ = ["Base", "SqlAlchemySagaStorage"]
 
@@ -165,6 +166,27 @@ class SqlAlchemySagaStorage:
         """See `SagaStorage.keeper`. None for what a thread of ours cannot open again: it is in memory, or not our driver's."""
         return LeaseThread(self._url, self._namespace) if reopens(self._url) else None
 
+    async def keep_signal(self, signal: EarlySignal) -> None:
+        """See `SagaStorage.keep_signal`."""
+        database = self._database()
+        values = {
+            "namespace": self._namespace,
+            "driver": EMBEDDED,
+            "saga_id": signal.saga_id,
+            "signal_id": signal.signal_id,
+            "name": signal.name,
+            "data": codec.dumps(signal.data).decode(),
+        }
+        statement = database.queries.insert(signal_table).values(**values, at_ms=database.queries.now)
+        await database.write(lambda connection: connection.execute(statement.on_conflict_do_nothing()))
+
+    async def forget_signal(self, signal: EarlySignal) -> None:
+        """See `SagaStorage.forget_signal`."""
+        table = signal_table.c
+        one = (table.saga_id == signal.saga_id, table.signal_id == signal.signal_id)
+        statement = sa.delete(signal_table).where(table.namespace == self._namespace, table.driver == EMBEDDED, *one)
+        await self._database().write(lambda connection: connection.execute(statement))
+
     async def save_plan(self, plan: Plan) -> None:
         """See `SagaStorage.save_plan`."""
         database = self._database()
@@ -231,6 +253,21 @@ class SqlAlchemySagaStorage:
         )
         rows = await self._select(statement)
         return [LogEntry(seq, at_ms, cause, changes_from_json(changes)) for seq, at_ms, cause, changes in rows]
+
+    async def early_signals(self, *, saga_id: uuid.UUID | None = None, limit: int = 100) -> list[EarlySignal]:
+        """See `SagaStorage.early_signals`."""
+        table = signal_table.c
+        there = sa.exists().where(_saga.saga_id == table.saga_id, _saga.namespace == table.namespace)
+        statement = (
+            sa.select(table.saga_id, table.signal_id, table.name, table.data)
+            .where(table.namespace == self._namespace, table.driver == EMBEDDED, there)
+            .order_by(table.at_ms)
+            .limit(limit)
+        )
+        if saga_id is not None:
+            statement = statement.where(table.saga_id == saga_id)
+        rows = await self._select(statement)
+        return [EarlySignal(key, signal_id, name, codec.loads(data)) for key, signal_id, name, data in rows]
 
     async def load_plan(self, plan_hash: str) -> Plan | None:
         """See `SagaStorage.load_plan`."""
