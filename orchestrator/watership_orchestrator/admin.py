@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,13 +14,16 @@ from watership.errors import OperationRefused, SagaNotFound
 from watership.machine.changes import change_to_data
 from watership.messages import AdminAnswer, AdminRequest, AdminVerb
 from watership.saga.storage.rows import changes_from_json
-from watership.saga.storage.schema import log_table, saga_table
-from watership.saga.storage.views import saga_view, summary_view
+from watership.saga.storage.schema import dead_letter_table, log_table, saga_table
+from watership.saga.storage.views import iso, saga_view, summary_view
 from watership_orchestrator.judgement import Judgement
 
 LOG_ENTRIES_MAX = 5_000
 LOG_BYTES_MAX = 524_288  # an answer is one message, and has a context beside the log
+LETTER_BODY_CHARS_MAX = 262_144
 _PAYLOADS = ("patch", "response", "context")
+OF_A_SAGA = frozenset({AdminVerb.SHOW, AdminVerb.RETRY, AdminVerb.COMPENSATE})
+OF_A_DEAD_LETTER = frozenset({AdminVerb.DEAD_SHOW, AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD})
 
 
 class Admin:
@@ -33,6 +37,10 @@ class Admin:
         """Answers a verb that changes nothing."""
         if request.verb is AdminVerb.LIST:
             return AdminAnswer(data=await self._list(request))
+        if request.verb is AdminVerb.DEAD_LIST:
+            return AdminAnswer(data=await self._dead_letters(request))
+        if request.verb in OF_A_DEAD_LETTER:
+            return await self._dead_letter(request)
         assert request.saga_id is not None, "checked where the request was read"
         found = await self._show(request.saga_id)
         if found is None:
@@ -54,6 +62,34 @@ class Admin:
             rows = (await connection.execute(query)).mappings().all()
         return [summary_view(dict(row)) for row in rows]
 
+    async def _dead_letters(self, request: AdminRequest) -> list[dict[str, Any]]:
+        t = dead_letter_table.c
+        query = sa.select(*_LETTER_LINE).where(t.namespace == self._namespace)
+        if not request.everything:
+            query = query.where(t.judged.is_(None))
+        if request.saga_id is not None:
+            query = query.where(t.saga_id == request.saga_id)
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(query.order_by(t.id.desc()).limit(request.limit))).mappings().all()
+        return [letter_view(dict(row)) for row in rows]
+
+    async def _dead_letter(self, request: AdminRequest) -> AdminAnswer:
+        t = dead_letter_table.c
+        query = sa.select(dead_letter_table).where(t.namespace == self._namespace, t.id == request.letter_id)
+        async with self._database.connect() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+        if row is None:
+            return AdminAnswer(code=OperationRefused.code, error=f"there is no dead letter {request.letter_id}")
+        body = row["body"].decode("utf-8", "replace")
+        return AdminAnswer(
+            data={
+                **letter_view(dict(row)),
+                "headers": codec.loads(row["headers"]),
+                "body": body[:LETTER_BODY_CHARS_MAX].replace("\0", "�"),
+                "body_bytes": len(row["body"]),
+            }
+        )
+
     async def _show(self, saga_id: uuid.UUID) -> dict[str, Any] | None:
         async with self._database.connect() as connection:
             query = sa.select(saga_table).where(
@@ -74,6 +110,30 @@ class Admin:
             for entry in entries
         ]
         return saga_view(dict(row), log)
+
+
+_LETTER_LINE = [column for column in dead_letter_table.c if column.name not in ("headers", "body")]
+
+
+def letter_view(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the dead letters. ``judged`` None: it waits, for the machine (``waits_for``) or for a person."""
+    waits_for = None
+    if row["judged"] is None:
+        waits_for = "person" if row["judge_at_ms"] is None else "machine"
+    return {
+        "id": row["id"],
+        "at": iso(row["at_ms"]),
+        "queue": row["queue"],
+        "reason": row["reason"],
+        "kind": row["kind"],
+        "message_id": row["message_id"],
+        "saga_id": str(row["saga_id"]) if row["saga_id"] is not None else None,
+        "waits_for": waits_for,
+        "judged": row["judged"],
+        "judged_at": iso(row["judged_at_ms"]) if row["judged_at_ms"] is not None else None,
+        "actor": row["actor"],
+        "actor_reason": row["actor_reason"],
+    }
 
 
 def _without_payloads(entry: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from watership.messages import (
 )
 from watership.service import Tasks, patiently
 from watership.settings import Settings
-from watership_orchestrator.admin import operated
+from watership_orchestrator.admin import OF_A_DEAD_LETTER, OF_A_SAGA, operated
+from watership_orchestrator.dead_letters import DeadLetterIntake, DeadLetters
 from watership_orchestrator.engine import BatchResult, Engine
 from watership_orchestrator.inbox import Inbox
 from watership_orchestrator.judgement import Arrival
@@ -60,6 +61,8 @@ class Orchestrator:
         self._chance = chance
         self._topology = Topology(settings.namespace)
         self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
+        self._dead_letters = DeadLetters(backing.store, self._engine)
+        self._dead_intake = DeadLetterIntake(self._dead_letters, bus, batch_size_max=settings.batch_size_max)
         self._inbox = Inbox()
         self._subscriptions: list[Subscription] = []
         self._aside = Tasks()
@@ -78,6 +81,7 @@ class Orchestrator:
             ("start", self._inbox.put),
             ("admin", self._on_admin),
             ("control", self._on_control),
+            ("dead", self._dead_intake.put),
         ):
             queue = self._topology.queue_name(key)
             self._subscriptions.append(await self._bus.consume(queue, prefetch=prefetch, on_delivery=handler))
@@ -85,7 +89,12 @@ class Orchestrator:
     async def run(self) -> None:
         """Batches, one after the other. A cancellation waits for the batch in hand."""
         self._loop = asyncio.create_task(self._batches(), name=f"{self.name} batches")
-        await asyncio.shield(self._loop)
+        keeping = asyncio.create_task(self._dead_intake.run(), name=f"{self.name} dead letters")
+        try:
+            await asyncio.shield(self._loop)
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
     async def _batches(self) -> None:
         while True:
@@ -224,8 +233,10 @@ class Orchestrator:
             message = read(delivery.type, delivery.body)
             if not isinstance(message, AdminRequest):
                 raise InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}")
-            if message.verb is not AdminVerb.LIST and message.saga_id is None:
+            if message.verb in OF_A_SAGA and message.saga_id is None:
                 raise InvalidPayload(f"the verb {message.verb} needs a saga_id")
+            if message.verb in OF_A_DEAD_LETTER and message.letter_id is None:
+                raise InvalidPayload(f"the verb {message.verb} needs a letter_id")
         except (InvalidPayload, LimitExceeded) as error:
             await self._answer_and_ack(delivery, AdminAnswer(code=error.code, error=str(error)))
             return
@@ -233,7 +244,12 @@ class Orchestrator:
             self._inbox.put(delivery)  # it moves a saga: judged with everything else that arrives for it
             return
         try:
-            body = await self._backing.reader.read(message)
+            if message.verb in (AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD):
+                body = await self._dead_letters.operate(message)
+                if body.error is None:
+                    body = await self._backing.reader.read(message)  # with what came of it
+            else:
+                body = await self._backing.reader.read(message)
         except Exception as error:
             log.exception("an operator's %s failed", message.verb)
             body = AdminAnswer(code=StoreUnavailable.code, error=f"{message.verb}: {type(error).__name__}: {error}")

@@ -14,6 +14,7 @@ from watership.messages import AdminAnswer, AdminRequest, RegisterWorker
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.arrivals import Plans, Tombstone, Waiting
 from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
+from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
 
 
 class SagaBatch(Protocol):
@@ -60,6 +61,9 @@ class SagaBatch(Protocol):
     async def history(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, list[LogEntry]]:
         """The whole logs of a few sagas."""
 
+    async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
+        """Keeps signals for sagas that do not run (yet): once each, whatever how often they come."""
+
     async def looked(self, ids: Collection[uuid.UUID]) -> None:
         """The reaper looked, and nothing was due: the next look is at the true deadline."""
 
@@ -78,6 +82,27 @@ class SagaStore(Protocol):
 
     async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
         """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
+
+    async def starts(self, limit: int) -> list[WaitingStart]:
+        """Starts that clients wrote in transactions of their own, oldest first; what is backed off is left out."""
+
+    async def signals(self, limit: int) -> list[WaitingSignal]:
+        """Signals that came early and whose saga runs by now, oldest first."""
+
+    async def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Dead letters that shall be judged, oldest first."""
+
+    async def dead_letter(self, letter_id: int) -> DeadLetter | None:
+        """One that shall be judged; None: there is none of this number, or it is judged."""
+
+    async def keep_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Keeps what the broker gave up on. On return it is committed."""
+
+    async def hand_on_dead_letter(self, letter_id: int, *, actor: str, reason: str, judged: str | None) -> bool:
+        """An operator has it judged again (``judged`` None), or puts it aside with these words. False: no such letter."""
+
+    async def rows_done(self, told: Mapping[Waiting, str]) -> None:
+        """Rows on which nothing is to be judged after all, and why."""
 
     async def back_off_rows(self, rows: Collection[Waiting]) -> None:
         """Looks at these rows again only later, each failure twice as much later."""

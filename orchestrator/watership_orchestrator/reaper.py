@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from watership.bus.protocol import Bus
 from watership.bus.topology import Topology
@@ -15,10 +16,13 @@ from watership.chance import SYSTEM_CHANCE, new_token
 from watership.errors import StoreUnavailable
 from watership.service import patiently
 from watership.settings import Settings
+from watership_orchestrator.dead_letters import DeadLetters
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.ports import Backing
 
 log = logging.getLogger("watership.reaper")
+
+LOOKS_AT_ONCE = 3  # one decides, while others wait for the broker
 
 
 class Reaper:
@@ -40,6 +44,7 @@ class Reaper:
         self._chance = chance
         self._topology = Topology(settings.namespace)
         self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
+        self._dead_letters = DeadLetters(backing.store, self._engine)
 
     async def start(self) -> None:
         """Connects. It consumes nothing."""
@@ -48,13 +53,54 @@ class Reaper:
         await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
 
     async def run_once(self) -> int:
-        """Looks at everything that is due now; how many sagas that was."""
-        looked = 0
+        """Looks at everything that is due now, and judges all rows that wait for it; how many sagas were looked at.
+
+        One kind of work that fails does not keep the others from being done; its error is raised after them.
+        """
+        kinds: tuple[Callable[[], Awaitable[int]], ...] = (
+            self._look_at_all,
+            functools.partial(self._all, self._dead_letters.judge_once),
+        )
+        done, failure = [0] * len(kinds), None
+        for index, work in enumerate(kinds):
+            try:
+                done[index] = await work()
+            except Exception as error:  # noqa: BLE001 - raised when the others are done
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return done[0]
+
+    async def _all(self, some: Callable[[int], Awaitable[int]]) -> int:
+        """All that there is of one kind of rows, batch after batch."""
+        limit, done = self._settings.reap_batch_max, 0
         while True:
-            some = await self._engine.look(self._settings.reap_batch_max)
-            looked += some
-            if some < self._settings.reap_batch_max:
-                return looked
+            found = await some(limit)
+            done += found
+            if found < limit:
+                return done
+
+    async def _look_at_all(self) -> int:
+        """Looks side by side, each until it finds that nothing is left. One that fails ends the others after their batch."""
+        limit, looked = self._settings.reap_batch_max, 0
+        failure: Exception | None = None
+
+        async def look() -> None:
+            nonlocal looked, failure
+            while failure is None:
+                try:
+                    found = await self._engine.look(limit)
+                except Exception as error:  # noqa: BLE001 - raised when the others have ended
+                    failure = error
+                    return
+                looked += found
+                if found < limit:
+                    return
+
+        await asyncio.gather(*(look() for _ in range(LOOKS_AT_ONCE)))
+        if failure is not None:
+            raise failure
+        return looked
 
     async def run(self) -> None:
         """Looks, and looks again."""

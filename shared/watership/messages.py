@@ -273,10 +273,17 @@ class AdminVerb(StrEnum):
     SHOW = "show"
     RETRY = "retry"
     COMPENSATE = "compensate"
+    DEAD_LIST = "dead-list"
+    DEAD_SHOW = "dead-show"
+    DEAD_REQUEUE = "dead-requeue"
+    DEAD_DISCARD = "dead-discard"
 
 
 class AdminRequest(WireMessage):
-    """Operator → ``admin``. ``seq``: the newest log entry that its author saw; the verb is refused if the saga moved."""
+    """Operator → ``admin``. ``seq``: the newest log entry that its author saw; the verb is refused if the saga moved.
+
+    ``everything``: of a list, what is settled too.
+    """
 
     kind: ClassVar[str] = "admin-request"
     verb: AdminVerb
@@ -287,6 +294,8 @@ class AdminRequest(WireMessage):
     limit: Annotated[int, Field(ge=1, le=1_000)] = 50
     status: str | None = None
     parked: bool | None = None
+    letter_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+    everything: bool = False
 
 
 class AdminAnswer(WireMessage):

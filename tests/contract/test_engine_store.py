@@ -22,7 +22,7 @@ from watership.messages import AdminRequest, AdminVerb, HandlerOnWire, RegisterW
 from watership.saga.storage.protocol import LogEntry
 from watership.saga.storage.trouble import Trouble, trouble_of
 from watership.testing.memory_database import LedgerRow, MemoryDatabase
-from watership.testing.memory_store import MemoryBacking
+from watership.testing.memory_plans import MemoryBacking
 from watership_orchestrator.backing import PostgresBacking
 from watership_orchestrator.database import open_database
 from watership_orchestrator.ports import Backing

@@ -152,9 +152,7 @@ async def test_a_bad_start_makes_no_saga_and_says_why(system: Running, body: byt
     assert answer.kind == "saga-rejected"
     assert complaint in answer.reason
     assert (await system.sql("SELECT count(*) FROM watership_saga"))[0][0] == 1
-    dead: asyncio.Queue[Delivery] = asyncio.Queue()
-    await system.bus.consume(f"{system.settings.namespace}.dead", prefetch=10, on_delivery=dead.put_nowait)
-    assert (await asyncio.wait_for(dead.get(), 10)).type == "start-saga"
+    assert await system.dead_letter("start-saga") == "rejected"
 
 
 async def test_the_same_id_with_other_input_is_refused(system: Running) -> None:

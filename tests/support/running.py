@@ -98,6 +98,16 @@ class Running:
                     await asyncio.sleep(0.02)
         raise AssertionError(f"not {expected} within {WITHIN_S} s: {row}")
 
+    async def dead_letter(self, kind: str) -> str:
+        """Why the first message of this kind died, once one is kept."""
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                query = "SELECT reason FROM watership_dead_letter WHERE kind = :kind ORDER BY id"
+                found = await self.sql(query, kind=kind)
+                if found:
+                    return str(found[0][0])
+                await asyncio.sleep(0.02)
+
     async def sql(self, statement: str, **values: Any) -> list[Any]:
         """Runs a statement; its rows, if it gives any."""
         async with self.database.begin() as connection:

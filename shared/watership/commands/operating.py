@@ -64,6 +64,15 @@ def compensate(
 
 
 def _operate(verb: AdminVerb, saga_id: uuid.UUID, reason: str, settings: Settings) -> None:
+    reason = checked_reason(reason)
+    refused = without_broker(settings, str(verb))
+    if refused is not None:
+        raise refused
+    asyncio.run(_send(verb, saga_id, reason, settings))
+
+
+def checked_reason(reason: str) -> str:
+    """An operator's reason as it is kept. Raises `typer.BadParameter`, `InvalidPayload`."""
     reason = reason.strip()
     if not reason:
         raise typer.BadParameter("say why: the reason stands in the saga's log", param_hint="'--reason'")
@@ -72,17 +81,14 @@ def _operate(verb: AdminVerb, saga_id: uuid.UUID, reason: str, settings: Setting
             f"at most {REASON_CHARS_MAX:,} characters, not {len(reason):,}", param_hint="'--reason'"
         )
     codec.check(reason, what="the reason")
-    refused = without_broker(settings, str(verb))
-    if refused is not None:
-        raise refused
-    asyncio.run(_send(verb, saga_id, reason, settings))
+    return reason
 
 
 async def _send(verb: AdminVerb, saga_id: uuid.UUID, reason: str, settings: Settings) -> None:
     async with connected(settings) as wire:
         seen: dict[str, Any] = await wire.ask(AdminVerb.SHOW, saga_id=saga_id)
         say(_standing(seen), "dim")
-        after: dict[str, Any] = await wire.ask(verb, saga_id=saga_id, actor=_actor(), reason=reason, seq=seen["seq"])
+        after: dict[str, Any] = await wire.ask(verb, saga_id=saga_id, actor=actor(), reason=reason, seq=seen["seq"])
     output().print(Text.assemble(f"{clean(seen['name'])} {saga_id} is ", status_text(after["status"], None), " now"))
 
 
@@ -92,7 +98,7 @@ def _standing(seen: dict[str, Any]) -> str:
     return f"it is {seen['status']}{step}{parked}"
 
 
-def _actor() -> str:
+def actor() -> str:
     """Who is at the keyboard, as far as this machine knows."""
     try:
         user = getpass.getuser()

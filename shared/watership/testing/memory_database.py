@@ -18,6 +18,7 @@ import sqlalchemy as sa
 import sqlalchemy.exc
 
 from watership_orchestrator.arrivals import Tombstone, Waiting
+from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
 
 LOCK_TIMEOUT_S = 2.0
 TERMINAL = ("COMPLETED", "COMPENSATED", "FAILED")
@@ -84,6 +85,18 @@ class HandlerRecord:
     seen_at_ms: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class WaitingRow:
+    """A row that waits to be judged. ``look_at_ms`` None: it is judged, and stays to be seen."""
+
+    namespace: str
+    item: WaitingStart | WaitingSignal | DeadLetter
+    at_ms: int
+    look_at_ms: int | None
+    judged: str | None = None
+    judged_at_ms: int | None = None
+
+
 class Transaction:
     """What one connection has written and not yet committed, and the rows that it has locked."""
 
@@ -114,8 +127,10 @@ class Transaction:
         """SKIP LOCKED, of rows that wait to be judged."""
         self._require_open()
         others = {row for one in self._database.open if one is not self for row in one.held}
-        self.held.update(row for row in rows if row in self._database.waiting and row not in others)
-        return set(self.held)
+        waiting = self._database.waiting
+        free = {row for row in rows if row not in others and row in waiting and waiting[row].look_at_ms is not None}
+        self.held |= free
+        return free
 
     async def wait_lock(self, key: uuid.UUID) -> None:
         """Locks one row, or one key that is to be inserted. Raises like Postgres after `LOCK_TIMEOUT_S`."""
@@ -221,7 +236,7 @@ class MemoryDatabase:
         self.ledger: list[LedgerRow] = []
         self.plans: dict[tuple[str, str], PlanRecord] = {}  # by namespace and hash
         self.handlers: dict[tuple[str, str], HandlerRecord] = {}  # by namespace and step
-        self.waiting: dict[Waiting, int] = {}  # rows that wait to be judged, and when to look at each
+        self.waiting: dict[Waiting, WaitingRow] = {}
         self.tombstones: dict[uuid.UUID, Tombstone] = {}
         self.locks: dict[uuid.UUID, Transaction] = {}
         self.open: dict[Transaction, None] = {}

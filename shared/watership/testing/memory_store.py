@@ -1,23 +1,18 @@
-"""The orchestrator's store, plans and reader on a `MemoryDatabase`: the twins of those on Postgres.
+"""The orchestrator's store on a `MemoryDatabase`: the twin of the one on Postgres.
 
-They keep one contract with them (`tests/contract/test_engine_store.py`), statement by statement. A `Line` stands between
-a process and its database: at each statement it may wait, fail, or never come back.
+They keep one contract with them (`tests/contract/test_engine_store.py`), statement by statement.
 """
 
 from __future__ import annotations
 
-import time
+import dataclasses
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
-from watership import codec
-from watership.machine.changes import change_to_data
-from watership.machine.plan import Plan
 from watership.machine.state import MACHINE_VERSION, SagaState
-from watership.messages import AdminAnswer, AdminRequest, AdminVerb, HandlerOnWire
 from watership.saga.storage.protocol import LogEntry
 from watership.saga.storage.rows import (
     changes_from_json,
@@ -26,26 +21,12 @@ from watership.saga.storage.rows import (
     current_step,
     state_to_json,
 )
-from watership.saga.storage.views import saga_view, summary_view
-from watership.testing.memory_database import HandlerRecord, LedgerRow, LogRow, MemoryDatabase, PlanRecord, Row
-from watership_orchestrator.arrivals import Tombstone, Waiting
-from watership_orchestrator.plans import HANDLER_ALIVE_MS, PlanCache, PlanRow, taken
+from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase, Row, WaitingRow
+from watership.testing.memory_line import Line, StraightLine
+from watership.testing.memory_rows import MemoryRows
+from watership_orchestrator.arrivals import Shelf, Tombstone, Waiting
 from watership_orchestrator.store import OWED_LOOK_MS, ChangedRow, LedgerLine, NewRow, StoredSaga, stored_saga
-from watership_orchestrator.waiting import BACK_OFF_MIN_MS
-
-
-class Line(Protocol):
-    """A process's connection to the database."""
-
-    async def point(self, what: str) -> None:
-        """Called before each statement and around each commit: may wait, raise, or never return."""
-
-
-class StraightLine:
-    """A connection on which nothing goes wrong."""
-
-    async def point(self, what: str) -> None:
-        """Nothing happens."""
+from watership_orchestrator.waiting import WaitingSignal
 
 
 class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
@@ -114,8 +95,21 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
     async def done(self, told: Mapping[Waiting, str]) -> None:
         """See `Batch.done`."""
         await self._line.point("done")
-        for row in told:
-            self._transaction.keep("waiting", row, None)
+        now_ms = self._database.now_ms()
+        for row, words in told.items():
+            waits = self._database.waiting[row]
+            kept = dataclasses.replace(waits, look_at_ms=None, judged=words, judged_at_ms=now_ms)
+            self._transaction.keep("waiting", row, kept if row.shelf is Shelf.DEAD else None)
+
+    async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
+        """See `Batch.keep_signals`."""
+        if signals:
+            await self._line.point("keep signals")
+            now_ms = self._database.now_ms()
+            for signal in signals:
+                if signal.row not in self._database.waiting:
+                    item = dataclasses.replace(signal, at_ms=now_ms)
+                    self._transaction.keep("waiting", signal.row, WaitingRow(self._namespace, item, now_ms, now_ms))
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
         """See `Batch.insert`."""
@@ -125,7 +119,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         made: set[uuid.UUID] = set()
         for new in sorted(rows, key=lambda new: new.saga_id):
             await self._transaction.wait_lock(new.saga_id)  # somebody may be inserting it right now
-            if self._transaction.read(new.saga_id) is None:
+            if self._transaction.read(new.saga_id) is None and new.saga_id not in self._database.tombstones:
                 self._transaction.write(new.saga_id, self._inserted(new))
                 made.add(new.saga_id)
         return made
@@ -192,11 +186,11 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             "name": new.state.name,
             "input_hash": new.input_hash,
             "paused": False,
-            "owed": False,
-            "owed_reason": None,
+            "owed": new.owed_reason is not None,
+            "owed_reason": new.owed_reason,
             "reply_to": new.reply_to,
             "traceparent": new.traceparent,
-            "wake_at_ms": new.state.due_at_ms,
+            "wake_at_ms": new.state.due_at_ms if new.owed_reason is None else self.now_ms + OWED_LOOK_MS,
             "created_at_ms": self.now_ms,
             "updated_at_ms": self.now_ms,
         }
@@ -232,7 +226,7 @@ def _columns(state: SagaState) -> Row:
     }
 
 
-class MemoryStore:
+class MemoryStore(MemoryRows):
     """Batches on one database, for one namespace. See `watership_orchestrator.store.Store`."""
 
     def __init__(self, database: MemoryDatabase, namespace: str, line: Line | None = None) -> None:
@@ -283,14 +277,6 @@ class MemoryStore:
 
         await self._update("back off", ids, backed_off)
 
-    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
-        """See `Store.back_off_rows`."""
-        await self._line.point("back off rows")
-        later_ms = self._database.now_ms() + BACK_OFF_MIN_MS
-        for row in rows:
-            if row in self._database.waiting:
-                self._database.waiting[row] = later_ms
-
     async def _update(
         self, what: str, ids: Collection[uuid.UUID], change: Callable[[uuid.UUID, Row], Row | None]
     ) -> None:
@@ -312,129 +298,3 @@ class MemoryStore:
         finally:
             transaction.roll_back()
         await self._line.point("committed")
-
-
-class MemoryPlanBook(PlanCache):
-    """Plans and handlers. See `watership_orchestrator.plans.PlanBook`."""
-
-    def __init__(
-        self,
-        database: MemoryDatabase,
-        namespace: str,
-        line: Line | None = None,
-        *,
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(now_s)
-        self._database = database
-        self._namespace = namespace
-        self._line = line or StraightLine()
-
-    async def _find(self, hashes: set[str], names: set[str]) -> Sequence[PlanRow]:
-        await self._line.point("find plans")
-        found = [
-            (record.registered_at_ms, plan_hash, record)
-            for (namespace, plan_hash), record in self._database.plans.items()
-            if namespace == self._namespace and (plan_hash in hashes or record.saga in names)
-        ]
-        found.sort(key=lambda each: each[:2])
-        return [PlanRow(plan_hash, record.saga, record.plan) for _, plan_hash, record in found]
-
-    async def _release(self, worker: str) -> None:
-        await self._line.point("release")
-        transaction = self._database.begin(self._line)
-        for key, record in self._database.handlers.items():
-            if key[0] == self._namespace and record.worker == worker:
-                transaction.keep("handlers", key, None)
-        transaction.commit()
-        await self._line.point("committed")
-
-    async def _keep(self, worker: str, plans: Sequence[Plan], handlers: Sequence[HandlerOnWire]) -> list[str]:
-        await self._line.point("keep plans")
-        transaction = self._database.begin(self._line)
-        now_ms = self._database.now_ms()
-        refused: list[str] = []
-        try:
-            for plan in plans:
-                if (self._namespace, plan.hash) not in self._database.plans:
-                    record = PlanRecord(plan.saga, codec.dumps(plan.to_data()).decode(), now_ms)
-                    transaction.keep("plans", (self._namespace, plan.hash), record)
-            waiting = self._waiting_for({plan.saga for plan in plans}, now_ms)
-            for key in waiting:
-                await transaction.wait_lock(key)
-                if key in self._waiting_for({plan.saga for plan in plans}, now_ms):
-                    transaction.write(key, {"wake_at_ms": now_ms})
-            for handler in handlers:
-                known = self._database.handlers.get((self._namespace, handler.step))
-                if known and known.source != handler.source and known.seen_at_ms >= now_ms - HANDLER_ALIVE_MS:
-                    refused.append(taken(handler, known.source, known.worker, now_ms - known.seen_at_ms))
-                    continue
-                seen = HandlerRecord(handler.source, handler.queue, worker, now_ms)
-                transaction.keep("handlers", (self._namespace, handler.step), seen)
-            await self._line.point("commit")
-            transaction.commit()
-        finally:
-            transaction.roll_back()
-        await self._line.point("committed")
-        return refused
-
-    def _waiting_for(self, sagas: set[str], now_ms: int) -> list[uuid.UUID]:
-        """Sagas that waited for one of these plans: they are looked at at once."""
-        return [
-            key
-            for key, row in sorted(self._database.sagas.items())
-            if row["namespace"] == self._namespace
-            and row["driver"] == "orchestrator"
-            and row["status"] == "PENDING"
-            and row["name"] in sagas
-            and row["wake_at_ms"] is not None
-            and row["wake_at_ms"] > now_ms
-        ]
-
-
-class MemoryReader:
-    """List and show. See `watership_orchestrator.admin.Admin`."""
-
-    def __init__(self, database: MemoryDatabase, namespace: str) -> None:
-        self._database = database
-        self._namespace = namespace
-
-    async def read(self, request: AdminRequest) -> AdminAnswer:
-        """See `Admin.read`."""
-        rows = [row for row in self._database.sagas.values() if row["namespace"] == self._namespace]
-        if request.verb is AdminVerb.LIST:
-            return AdminAnswer(data=[summary_view(row) for row in rows[-request.limit :]])
-        for row in rows:
-            if row["saga_id"] == request.saga_id:
-                entries = self._database.logs.get(row["saga_id"], [])
-                return AdminAnswer(data=saga_view(row, [_entry_view(entry) for entry in entries]))
-        return AdminAnswer(code="saga_not_found", error=f"no saga has the id {request.saga_id}")
-
-
-def _entry_view(entry: LogRow) -> dict[str, Any]:
-    changes = [change_to_data(change) for change in changes_from_json(entry.changes)]
-    return {"seq": entry.seq, "at_ms": entry.at_ms, "cause": entry.cause, "changes": changes}
-
-
-class MemoryBacking:
-    """All of it for one process. See `watership_orchestrator.ports.Backing`."""
-
-    def __init__(
-        self,
-        database: MemoryDatabase,
-        namespace: str,
-        line: Line | None = None,
-        *,
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._line = line or StraightLine()
-        self.store = MemoryStore(database, namespace, self._line)
-        self.plans = MemoryPlanBook(database, namespace, self._line, now_s=now_s)
-        self.reader = MemoryReader(database, namespace)
-
-    async def check(self) -> None:
-        """See `Backing.check`."""
-        await self._line.point("check")
-
-    async def close(self) -> None:
-        """See `Backing.close`."""
