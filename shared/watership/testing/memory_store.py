@@ -13,7 +13,10 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from watership import codec
+from watership.errors import StoreUnavailable
 from watership.machine.changes import change_to_data
 from watership.machine.plan import Plan
 from watership.machine.state import MACHINE_VERSION, SagaState
@@ -398,7 +401,10 @@ class MemoryBacking:
 
     async def check(self) -> None:
         """See `Backing.check`."""
-        await self._line.point("check")
+        try:
+            await self._line.point("check")
+        except (OSError, SQLAlchemyError) as error:
+            raise StoreUnavailable(f"the database does not answer: {error}") from error
 
     async def close(self) -> None:
         """See `Backing.close`."""
