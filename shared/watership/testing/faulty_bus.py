@@ -138,10 +138,9 @@ class FaultyBus:
         fates: list[Fate] = []
         for message in messages:  # one after the other: a crash may come between two of them
             await self._process.point("publish")
-            lost = not self._up.is_set() or self._links != links
-            fates.append(Fate.UNCONFIRMED if lost else self._send(message))
+            fates.append(self._send(message) if self._is_linked(links) else Fate.UNCONFIRMED)
         await self._process.point("published")
-        if not self._up.is_set() or self._links != links:
+        if not self._is_linked(links):
             fates = [Fate.UNCONFIRMED] * len(messages)
         self._witness.published(self._process, messages, fates)
         return fates
@@ -179,8 +178,11 @@ class FaultyBus:
 
     async def _link(self, what: str) -> None:
         await self._process.point(what)
-        if not self._up.is_set():
+        if not self._is_linked(self._links):
             raise BrokerUnavailable("the link to the broker is down")
+
+    def _is_linked(self, links: int) -> bool:
+        return self._up.is_set() and not self._closed and self._links == links
 
     def _is_open(self, delivery: Delivery) -> bool:
         consumer, sequence = delivery.handle
