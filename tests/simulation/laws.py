@@ -20,7 +20,7 @@ from watership.machine.apply import apply
 from watership.machine.effects import NotifyEnd, NotifyParked, SendCommand, effects_of
 from watership.machine.plan import Plan
 from watership.machine.state import Action, SagaState, Status
-from watership.messages import AdminAnswer, AdminRequest, SagaRejected, StartSaga, StepReply, read
+from watership.messages import AdminAnswer, AdminRequest, StartSaga, StepReply, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
 from watership.testing.memory_database import LogRow, Row, Transaction
 from watership.testing.world import Process, Witness, World
@@ -75,7 +75,7 @@ class Laws(Witness):
         self._dispatched: dict[tuple[str, str, str, str], Commit] = {}
         self._turned: dict[uuid.UUID, Commit] = {}
         self._confirmed: set[str] = set()  # message ids, of commands without their generation
-        self._answered: set[str] = set()  # correlation ids that were answered with a refusal
+        self._refused: set[str] = set()  # correlation ids of requests that were answered with a refusal
         self._input_hashes: dict[uuid.UUID, str] = {}
 
     def breaks(self, law: str, words: str) -> None:
@@ -104,7 +104,7 @@ class Laws(Witness):
             self._law_07_pinned(saga)
             self._law_08_the_log_is_the_truth(saga_id, saga)
             self._law_11_starting_is_idempotent(saga_id, saga)
-        sagas = len(transaction.rows)
+        sagas = len({row.saga_id for row in transaction.log})
         self.check(
             "law_10_everything_has_a_limit",
             sagas <= self._batch_size_max,
@@ -187,6 +187,10 @@ class Laws(Witness):
         for message in messages:
             if self.world.traced:
                 self.world.tell(process, f"publishes {short(message)}")
+            if message.type == "admin-answer" and message.correlation_id is not None:
+                body = read(message.type, message.body)
+                if isinstance(body, AdminAnswer) and body.error is not None:
+                    self._refused.add(message.correlation_id)
             if message.type != "step-command":
                 continue
             saga, step, action, attempt, _ = message.message_id.split(":")
@@ -229,10 +233,6 @@ class Laws(Witness):
                 continue
             name = message.message_id
             self._confirmed.add(name.rsplit(":", 1)[0] if message.type == "step-command" else name)
-            if message.type in ("saga-rejected", "admin-answer") and message.correlation_id:
-                body = read(message.type, message.body)
-                if isinstance(body, SagaRejected) or (isinstance(body, AdminAnswer) and body.error is not None):
-                    self._answered.add(message.correlation_id)
 
     # --- acknowledging
 
@@ -289,7 +289,7 @@ class Laws(Witness):
 
     def _law_12_every_hand_leaves_a_mark(self, delivery: Delivery, request: AdminRequest) -> None:
         assert request.saga_id is not None
-        if delivery.correlation_id in self._answered:
+        if delivery.correlation_id in self._refused:
             return
         cause = f"admin:{request.verb}:{delivery.message_id}"
         marks = [

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from watership.bus.protocol import Message
+from watership.bus.protocol import Fate, Message
 from watership.bus.topology import Queue, Topology
 from watership.machine.state import Action, Status
 from watership.messages import AdminRequest, AdminVerb, RegisterWorker, StartSaga, WireMessage
@@ -145,7 +145,7 @@ class Story:
         await asyncio.sleep(self.work.calm_at_s)
         strikes.cancel()
         await asyncio.gather(strikes, return_exceptions=True)
-        self._calm()
+        await self._calm()
         await asyncio.gather(*orders)
         await self._until_all_ended()
         self._look_at_the_end()
@@ -204,21 +204,24 @@ class Story:
 
         return make
 
-    # --- what people do: they always reach the broker
+    # --- what people do: they try until the broker has it
 
-    def _send(self, key: str, body: WireMessage, *, reply_to: str | None = None, message_id: str | None = None) -> None:
+    async def _send(
+        self, key: str, body: WireMessage, *, reply_to: str | None = None, message_id: str | None = None
+    ) -> None:
         self._ids += 1
         name = message_id or f"request-{self._ids}"
         message: Message = body.addressed(
             self.topology.exchange, key, message_id=name, correlation_id=name, reply_to=reply_to
         )
         self.world.tell("people", f"send {body.kind} {name}")
-        self.world.broker.route(message)
+        while self.world.broker.route(message) is not Fate.CONFIRMED:
+            await asyncio.sleep(1.0)  # the queue is full
 
     async def _register(self, plan_hash: str, at_s: float) -> None:
         await asyncio.sleep(at_s)
         plan = self.laws.plans[plan_hash]
-        self._send("control", RegisterWorker(worker="people", plans=(plan.to_data(),)))
+        await self._send("control", RegisterWorker(worker="people", plans=(plan.to_data(),)))
 
     async def _start(self, order: StartOrder) -> None:
         await asyncio.sleep(order.at_s)
@@ -227,19 +230,19 @@ class Story:
             if copy:
                 await asyncio.sleep(self.chance.choice((0.0, 0.01, 2.0, 20.0)))
             reply_to = LISTENER if order.watched else None
-            self._send("start", body, reply_to=reply_to, message_id=f"{order.saga_id}:start")
+            await self._send("start", body, reply_to=reply_to, message_id=f"{order.saga_id}:start")
         if order.conflict:
             other = body.model_copy(update={"context": {"n": -1}})
             await asyncio.sleep(self.chance.choice((0.01, 5.0)))
-            self._send("start", other, reply_to=LISTENER)
+            await self._send("start", other, reply_to=LISTENER)
 
     async def _operate(self, order: OperatorOrder) -> None:
         await asyncio.sleep(order.at_s)
-        self._help(order.saga_id, order.verb, order.seq)
+        await self._help(order.saga_id, order.verb, order.seq)
 
-    def _help(self, saga_id: uuid.UUID, verb: AdminVerb, seq: int | None = None) -> None:
+    async def _help(self, saga_id: uuid.UUID, verb: AdminVerb, seq: int | None = None) -> None:
         request = AdminRequest(verb=verb, saga_id=saga_id, actor="ann", reason="why not", seq=seq)
-        self._send("admin", request, reply_to=LISTENER)
+        await self._send("admin", request, reply_to=LISTENER)
 
     # --- strikes from outside
 
@@ -298,7 +301,7 @@ class Story:
 
     # --- the end
 
-    def _calm(self) -> None:
+    async def _calm(self) -> None:
         """The faults stop; everybody is there, and behaves."""
         self.world.tell("WEATHER", "calm")
         self.world.mischief = NoMischief()
@@ -310,7 +313,7 @@ class Story:
                 self.world.crash(process)
         self.world.restart_s = lambda: 1.0
         for plan in self.work.plans:
-            self._send("control", RegisterWorker(worker="people", plans=(plan.to_data(),)))
+            await self._send("control", RegisterWorker(worker="people", plans=(plan.to_data(),)))
 
     async def _until_all_ended(self) -> None:
         loop = asyncio.get_running_loop()
@@ -323,18 +326,18 @@ class Story:
                 break
             if loop.time() >= help_at_s:
                 help_at_s = loop.time() + HELP_EVERY_S
-                self._help_the_parked()
+                await self._help_the_parked()
             await asyncio.sleep(LOOK_EVERY_S)
         for error in self._errors.seen:
             self.laws.breaks("no_bug", error)
         for unexpected in self.world.unexpected:
             self.laws.breaks("no_bug", f"{unexpected.process} ended by {unexpected.error}")
 
-    def _help_the_parked(self) -> None:
-        for saga_id, row in self.world.database.sagas.items():
+    async def _help_the_parked(self) -> None:
+        for saga_id, row in list(self.world.database.sagas.items()):
             if row["parked_reason"] is not None:
                 verb = AdminVerb.COMPENSATE if row["status"] == "PENDING" else AdminVerb.RETRY
-                self._help(saga_id, verb)
+                await self._help(saga_id, verb)
 
     def _waits_for(self) -> list[str]:
         """What is not over yet, in words."""

@@ -235,7 +235,7 @@ class World:
         if process.alive and process.lane.stopped:
             self.tell(process, "wakes")
             self.loop.resume(process.lane)
-            self._later(RECONNECT_S, process.bus.regain_link)
+            self._later(RECONNECT_S, self._regain, process)
 
     def cut(self, process: Process, seconds: float) -> None:
         """Breaks a process's link to the broker for a while."""
