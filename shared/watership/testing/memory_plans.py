@@ -7,7 +7,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from watership import codec
+from watership.errors import StoreUnavailable
 from watership.machine.changes import change_to_data
 from watership.machine.plan import Plan
 from watership.messages import AdminAnswer, AdminRequest, AdminVerb, HandlerOnWire
@@ -139,7 +142,10 @@ class MemoryBacking:
 
     async def check(self) -> None:
         """See `Backing.check`."""
-        await self._line.point("check")
+        try:
+            await self._line.point("check")
+        except (OSError, SQLAlchemyError) as error:
+            raise StoreUnavailable(f"the database does not answer: {error}") from error
 
     async def close(self) -> None:
         """See `Backing.close`."""

@@ -59,7 +59,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._active: list[Lane] = []
         self._timers: list[tuple[float, int, Lane, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
-        self._turns = 0
+        self.turns = 0
         self._closed = False
         self._running = False
 
@@ -178,8 +178,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _turn(self) -> None:
         if not self._active:
             self._jump()
-        self._turns += 1
-        if self._turns > TURNS_MAX:
+        self.turns += 1
+        if self.turns > TURNS_MAX:
             raise Stuck(f"{TURNS_MAX} turns of the loop, and no end: something turns without waiting")
         active = self._active
         index = int(self._chance.random() * len(active)) if len(active) > 1 and self._chance else 0

@@ -1,0 +1,77 @@
+"""What must be so when all is quiet again: what the participants have in their books, and what the broker still holds."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+from watership.machine.nodes import FallbackPlan, Unit, units
+from watership.machine.state import Action, Outcome, SagaState, Status
+from watership.messages import StepReply
+
+from tests.simulation.laws import Laws
+from tests.simulation.town import Effect, Town
+
+Offence = tuple[str, str]
+
+
+def offences(laws: Laws, town: Town) -> Iterator[Offence]:
+    """Each broken promise by name, and in words."""
+    for saga_id, state in laws.states.items():
+        plan = laws.plans.get(state.plan_hash or "")
+        if plan is None:
+            continue
+        for node in plan.nodes:
+            for unit in units(node):
+                yield from _unit(laws, town, saga_id, state, unit)
+
+
+def _unit(laws: Laws, town: Town, saga_id: uuid.UUID, state: SagaState, unit: Unit) -> Iterator[Offence]:
+    members = (unit.primary, unit.fallback) if isinstance(unit, FallbackPlan) else (unit,)
+    stands = members[-1].name if len(members) == 2 and members[1].name in state.steps else members[0].name
+    for step in members:
+        effects = [one for one in town.effects if one.saga_id == saga_id and one.step == step.name]
+        barrier = town.manners[step.name].barrier
+        if state.status is Status.COMPLETED and step.name == stands:
+            yield from _stands(saga_id, state, step.name, effects, barrier=barrier)
+        elif step.compensable:
+            yield from _undone(laws, saga_id, step.name, effects, barrier=barrier)
+
+
+def _stands(
+    saga_id: uuid.UUID, state: SagaState, step: str, effects: list[Effect], *, barrier: bool
+) -> Iterator[Offence]:
+    acts = sum(one.action is Action.ACT for one in effects)
+    undos = len(effects) - acts
+    if not acts or undos or (barrier and acts != 1):
+        yield (
+            "promise_fully_applied",
+            f"saga {saga_id.int} is COMPLETED; {step} acted {acts} and was undone {undos} times",
+        )
+    if state.context.get(f"f{step[1:]}") is None:
+        yield "promise_fully_applied", f"saga {saga_id.int} is COMPLETED, and what {step} wrote is not in its context"
+    if state.steps[step].act.outcome is not Outcome.DONE:
+        yield "promise_fully_applied", f"saga {saga_id.int} is COMPLETED, and {step} is not done"
+
+
+def _undone(laws: Laws, saga_id: uuid.UUID, step: str, effects: list[Effect], *, barrier: bool) -> Iterator[Offence]:
+    """With a barrier, what acted is undone. Without, what acted and was told, or was awaited then, is undone after it."""
+    undone = [one.number for one in effects if one.action is Action.COMPENSATE]
+    for act in effects:
+        if act.action is Action.COMPENSATE or any(number > act.number for number in undone):
+            continue
+        if barrier or act.awaited or _was_told(laws, act):
+            yield (
+                "promise_fully_undone",
+                f"saga {saga_id.int}: {step} acted (attempt {act.attempt}, in {act.process}), and is not undone",
+            )
+
+
+def _was_told(laws: Laws, act: Effect) -> bool:
+    return any(effects > act.number and _tells(reply, act) for effects, reply in laws.routed_replies)
+
+
+def _tells(reply: StepReply, act: Effect) -> bool:
+    same = (reply.saga_id, reply.step, reply.action) == (act.saga_id, act.step, Action.ACT)
+    same = same and reply.attempt == act.attempt
+    return same and (reply.outcome in ("done", "unknown") or (reply.outcome == "failed" and reply.redelivered))

@@ -1,0 +1,366 @@
+"""The laws of the design, checked at every commit, publish and acknowledgement of a simulated world.
+
+Each check is named by its law. The first that is broken is kept in `broken`; the run ends there. What can be told from the
+log alone is in `log_laws`; what the participants know is in `books`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import Callable, Sequence
+
+from watership import codec
+from watership.bus.memory import MemoryBroker
+from watership.bus.protocol import Delivery, Fate, Message
+from watership.machine import changes as c
+from watership.machine.apply import apply
+from watership.machine.effects import NotifyEnd, NotifyParked, SendCommand, effects_of
+from watership.machine.plan import Plan
+from watership.machine.state import Action, SagaState, Status
+from watership.messages import AdminAnswer, AdminRequest, StartSaga, StepReply, read
+from watership.saga.storage.rows import changes_from_json, state_from_row
+from watership.testing.memory_database import LogRow, Row, Transaction
+from watership.testing.world import Process, Witness, World
+from watership_orchestrator.engine import PUBLISH_WINDOW_S
+from watership_orchestrator.store import OWED_LOOK_MS
+
+from tests.simulation import log_laws
+
+# The engine measures by its own clock, which may be 2 % slow.
+WINDOW_S = PUBLISH_WINDOW_S * 1.03
+
+
+class LawBroken(AssertionError):
+    """``law`` names the check."""
+
+    def __init__(self, law: str, words: str) -> None:
+        self.law = law
+        super().__init__(f"{law}: {words}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Commit:
+    """When something was committed, and by whom."""
+
+    at_s: float
+    process: object
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """A log entry as it was committed."""
+
+    seq: int
+    cause: str
+    changes: tuple[c.Change, ...]
+
+
+class Laws(Witness):
+    """Watches one world."""
+
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
+        self.world: World = None  # type: ignore[assignment] # given by the story, which makes the world with these laws
+        self.plans: dict[str, Plan] = {}
+        self.states: dict[uuid.UUID, SagaState] = {}  # the folded logs
+        self.entries: dict[uuid.UUID, list[Entry]] = {}
+        self.broken: asyncio.Future[LawBroken] | None = None
+        self.first: LawBroken | None = None
+        self.routed_replies: list[tuple[int, StepReply]] = []  # with the number of effects before it
+        self.effects_so_far: Callable[[], int] = lambda: 0
+        self.steps_clock = False  # the database's clock is moved in this seed
+        self._batch_size_max = max(batch_sizes)
+        self._dispatched: dict[tuple[str, str, str, str], Commit] = {}
+        self._turned: dict[uuid.UUID, Commit] = {}
+        self._confirmed: set[str] = set()  # message ids, of commands without their generation
+        self._refused: set[str] = set()  # correlation ids of requests that were answered with a refusal
+        self._input_hashes: dict[uuid.UUID, str] = {}
+
+    def breaks(self, law: str, words: str) -> None:
+        """Notes the first broken law."""
+        if self.first is None:
+            self.first = LawBroken(law, words)
+            self.world.tell("LAWS", f"BROKEN {self.first}")
+            if self.broken is not None and not self.broken.done():
+                self.broken.set_result(self.first)
+
+    def check(self, law: str, holds: object, words: str) -> None:
+        """``holds`` is the law."""
+        if not holds:
+            self.breaks(law, words)
+
+    # --- commits
+
+    def committed(self, transaction: Transaction) -> None:
+        """Every law that speaks of rows and logs."""
+        commit = Commit(self.world.loop.time(), transaction.client)
+        for row in transaction.log:
+            self._entry(row, commit)
+            self._law_09_one_clock(row, transaction)
+        for saga_id, saga in transaction.rows.items():
+            self._law_02_nothing_is_stuck(saga)
+            self._law_07_pinned(saga)
+            self._law_08_the_log_is_the_truth(saga_id, saga)
+            self._law_11_starting_is_idempotent(saga_id, saga)
+        sagas = len({row.saga_id for row in transaction.log})
+        self.check(
+            "law_10_everything_has_a_limit",
+            sagas <= self._batch_size_max,
+            f"{sagas} sagas in one transaction, the limit is {self._batch_size_max}",
+        )
+
+    def _entry(self, row: LogRow, commit: Commit) -> None:
+        saga_id, changes = row.saga_id, changes_from_json(row.changes)
+        before = self.states.get(saga_id) or SagaState(str(saga_id))
+        entries = self.entries.setdefault(saga_id, [])
+        plan = self.plans.get(before.plan_hash or "")
+        for law, words in log_laws.offences(plan, before, [entry.changes for entry in entries], row.seq, changes):
+            self.breaks(law, f"saga {saga_id.int}, entry {row.seq} ({row.cause}): {words}")
+        state = before.copy()
+        state.seq = row.seq
+        for change in changes:
+            apply(state, change)
+            if isinstance(change, c.Dispatched | c.Resent):
+                key = (str(saga_id), change.step, change.action.value, str(change.attempt))
+                self._dispatched[key] = commit
+            elif isinstance(change, c.CompensationBegan):
+                self._turned.setdefault(saga_id, commit)
+        self.states[saga_id] = state
+        entries.append(Entry(row.seq, row.cause, changes))
+        if self.world.traced:
+            words = ", ".join(_words(change) for change in changes)
+            self.world.tell(commit.process, f"commits saga {saga_id.int} #{row.seq} by {row.cause}: {words}")
+
+    def _law_02_nothing_is_stuck(self, row: Row) -> None:
+        over = row["status"] in ("COMPLETED", "COMPENSATED", "FAILED") and not row["owed"]
+        looked_at = row["wake_at_ms"] is not None or row["parked_reason"] is not None or row["paused"]
+        self.check(
+            "law_02_nothing_is_stuck", over or looked_at, f"saga {row['saga_id'].int}: nobody will look at it: {row}"
+        )
+        due, wake = row["due_at_ms"], row["wake_at_ms"]
+        late = due is not None and (wake is None or wake > max(due, self.world.now_ms() + OWED_LOOK_MS))
+        self.check("law_02_nothing_is_stuck", not late, f"saga {row['saga_id'].int}: due at {due}, woken at {wake}")
+
+    def _law_07_pinned(self, row: Row) -> None:
+        state = self.states[row["saga_id"]]
+        self.check(
+            "law_07_pinned",
+            row["plan_hash"] == state.plan_hash,
+            f"saga {row['saga_id'].int} began on plan {state.plan_hash}, and its row says {row['plan_hash']}",
+        )
+
+    def _law_08_the_log_is_the_truth(self, saga_id: uuid.UUID, row: Row) -> None:
+        stored, folded = state_from_row(row), self.states.get(saga_id)
+        self.check(
+            "law_08_the_log_is_the_truth",
+            stored == folded,
+            f"saga {saga_id.int}: its row says {stored}, its log folds to {folded}",
+        )
+
+    def _law_09_one_clock(self, row: LogRow, transaction: Transaction) -> None:
+        """What is written was judged by the database's clock, within the transaction."""
+        within = transaction.began_at_ms <= row.at_ms <= self.world.now_ms()
+        self.check(
+            "law_09_one_clock",
+            within or self.steps_clock,
+            f"saga {row.saga_id.int}, entry {row.seq}: at {row.at_ms}, but its transaction began at "
+            f"{transaction.began_at_ms}, and it is {self.world.now_ms()}",
+        )
+
+    def _law_11_starting_is_idempotent(self, saga_id: uuid.UUID, row: Row) -> None:
+        first = self._input_hashes.setdefault(saga_id, row["input_hash"])
+        created = self.entries[saga_id][0].changes[0] if saga_id in self.entries else None
+        fits = isinstance(created, c.Created) and codec.input_hash(created.name, created.context) == first
+        self.check(
+            "law_11_starting_is_idempotent",
+            row["input_hash"] == first and fits,
+            f"saga {saga_id.int}: its input changed, or is not what it was started with",
+        )
+
+    # --- publishing
+
+    def publishing(self, process: Process, messages: Sequence[Message]) -> None:
+        """Laws 1 and 3: what an orchestrator or reaper decided to send, when it does so."""
+        now_s = self.world.loop.time()
+        for message in messages:
+            if self.world.traced:
+                self.world.tell(process, f"publishes {short(message)}")
+            if message.type == "admin-answer" and message.correlation_id is not None:
+                body = read(message.type, message.body)
+                if isinstance(body, AdminAnswer) and body.error is not None:
+                    self._refused.add(message.correlation_id)
+            if message.type != "step-command":
+                continue
+            saga, step, action, attempt, _ = message.message_id.split(":")
+            commit = self._dispatched.get((saga, step, action, attempt))
+            if commit is None:
+                self.breaks(
+                    "law_01_durable_before_visible", f"{short(message)} is sent, and its decision not committed"
+                )
+                continue
+            turn = self._turned.get(uuid.UUID(saga))
+            if action != Action.ACT.value or turn is None:
+                continue
+            self.check(
+                "law_03_strictly_backward",
+                turn.process is not process,
+                f"{process} sends {short(message)}, and committed itself that the saga turns around",
+            )
+            self.check(
+                "law_03_strictly_backward",
+                now_s - commit.at_s <= WINDOW_S,
+                f"{process} sends {short(message)}, which was decided {now_s - commit.at_s:.1f} s ago; "
+                f"the saga turned around {now_s - turn.at_s:.1f} s ago",
+            )
+
+    def routed(self, process: Process, message: Message, fate: Fate) -> None:
+        """What reached the broker."""
+        if self.world.traced and fate is not Fate.CONFIRMED:
+            self.world.tell("broker", f"{fate} {short(message)}")
+        if fate is Fate.CONFIRMED and message.type == "step-reply":
+            reply = read(message.type, message.body)
+            assert isinstance(reply, StepReply)
+            self.routed_replies.append((self.effects_so_far(), reply))
+
+    def published(self, process: Process, messages: Sequence[Message], fates: Sequence[Fate]) -> None:
+        """What a process knows to be sent."""
+        for message, fate in zip(messages, fates, strict=True):
+            if self.world.traced and fate is not Fate.CONFIRMED:
+                self.world.tell(process, f"is told {fate} of {short(message)}")
+            if fate is not Fate.CONFIRMED:
+                continue
+            name = message.message_id
+            self._confirmed.add(name.rsplit(":", 1)[0] if message.type == "step-command" else name)
+
+    # --- acknowledging
+
+    def handed_over(self, process: Process, delivery: Delivery) -> None:
+        """For the trace."""
+        if self.world.traced:
+            again = " again" if delivery.redelivered else ""
+            self.world.tell(process, f"gets {short(delivery)}{again}")
+
+    def rejected(self, process: Process, delivery: Delivery, *, requeue: bool) -> None:
+        """For the trace; and a reply must not be thrown away."""
+        if self.world.traced:
+            self.world.tell(process, f"{'gives back' if requeue else 'throws away'} {short(delivery)}")
+        if not requeue:
+            self.check(
+                "law_06_none_is_forgotten", delivery.type != "step-reply", f"{process} threw away {short(delivery)}"
+            )
+
+    def acked(self, process: Process, delivery: Delivery) -> None:
+        """Law 1: what followed from a message is confirmed or owed before the broker forgets it."""
+        if self.world.traced:
+            self.world.tell(process, f"acknowledges {short(delivery)}")
+        if delivery.type == "step-command":
+            saga, step, action, attempt, _ = (delivery.message_id or "").split(":")
+            replied = f"{saga}:{step}:{action}:{attempt}:"
+            self.check(
+                "law_01_durable_before_visible",
+                any(name.startswith(replied) for name in self._confirmed),
+                f"{process} acknowledged {short(delivery)}, and its reply is not confirmed",
+            )
+            return
+        if delivery.type not in ("start-saga", "step-reply", "admin-request"):
+            return
+        message = read(delivery.type, delivery.body)
+        if isinstance(message, StartSaga):
+            self._consequences(delivery, message.saga_id, "start")
+        elif isinstance(message, StepReply):
+            self._law_06_none_is_forgotten(process, delivery, message)
+        elif isinstance(message, AdminRequest) and message.saga_id is not None:
+            self._law_12_every_hand_leaves_a_mark(delivery, message)
+
+    def _law_06_none_is_forgotten(self, process: Process, delivery: Delivery, reply: StepReply) -> None:
+        kind = "not_served" if reply.outcome == "not_served" else "reply"
+        cause = f"{kind}:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
+        logged = any(entry.cause == cause for entry in self.entries.get(reply.saga_id, ()))
+        text = delivery.body.decode()
+        in_ledger = any(line.message == text for line in self.world.database.ledger)
+        self.check(
+            "law_06_none_is_forgotten",
+            logged or in_ledger or kind == "not_served",
+            f"{process} acknowledged {short(delivery)}, and neither log nor ledger has it",
+        )
+        self._consequences(delivery, reply.saga_id, cause)
+
+    def _law_12_every_hand_leaves_a_mark(self, delivery: Delivery, request: AdminRequest) -> None:
+        assert request.saga_id is not None
+        if delivery.correlation_id in self._refused:
+            return
+        cause = f"admin:{request.verb}:{delivery.message_id}"
+        marks = [
+            change
+            for entry in self.entries.get(request.saga_id, ())
+            if entry.cause == cause
+            for change in entry.changes
+            if isinstance(change, c.Operated)
+        ]
+        expected = [c.Operated(request.actor, request.verb.value, request.reason)]
+        answered = delivery.reply_to is None  # nobody is told of a refusal
+        self.check(
+            "law_12_every_hand_leaves_a_mark",
+            marks == expected or (answered and not marks),
+            f"{short(delivery)} was done, and its marks in the log are {marks}",
+        )
+        self._consequences(delivery, request.saga_id, cause)
+
+    def _consequences(self, delivery: Delivery, saga_id: uuid.UUID, cause: str) -> None:
+        """Law 1: each effect of the entry with this cause is confirmed, owed, or overtaken since."""
+        state, row = self.states.get(saga_id), self.world.database.sagas.get(saga_id)
+        entry = next((entry for entry in self.entries.get(saga_id, ()) if entry.cause == cause), None)
+        if entry is None or state is None or row is None or row["owed"]:
+            return
+        for effect in effects_of(entry.seq, entry.changes):
+            if isinstance(effect, SendCommand):
+                name = f"{saga_id}:{effect.step}:{effect.action}:{effect.attempt}"
+                act_after_turn = effect.action is Action.ACT and state.status is Status.COMPENSATING
+                wanted = state.awaits(effect.step, effect.action, effect.attempt) and not act_after_turn
+            elif isinstance(effect, NotifyEnd):
+                name = f"{saga_id}:{entry.seq}:saga-ended:event"
+                wanted = state.status is effect.status
+            elif isinstance(effect, NotifyParked):
+                name = f"{saga_id}:{entry.seq}:saga-ended:event"
+                wanted = state.parked_reason is not None
+            else:
+                continue
+            if wanted and name not in self._confirmed and not self._comes_again(delivery):
+                self.breaks(
+                    "law_01_durable_before_visible",
+                    f"{short(delivery)} is acknowledged, and {effect} is neither confirmed nor owed",
+                )
+
+    def _comes_again(self, delivery: Delivery) -> bool:
+        """Whether another copy of the message is still at the broker: then that one is the outbox."""
+        return copies_of(self.world.broker, delivery) > 1
+
+
+def copies_of(broker: MemoryBroker, delivery: Delivery) -> int:
+    """How many messages of this id the broker holds in this queue, delivered or not."""
+    queue = broker._queues[delivery.queue]
+    entries = [*queue.ready, *(entry for consumer in queue.consumers for entry in consumer.unacked.values())]
+    return sum(entry.message.message_id == delivery.message_id for entry in entries)
+
+
+def short(message: Message | Delivery) -> str:
+    """A message in a few words."""
+    name = message.message_id or ""
+    head, _, tail = name.partition(":")
+    with contextlib.suppress(ValueError):
+        name = f"saga {uuid.UUID(head).int}:{tail}"
+    if message.type == "step-reply":
+        reply = read(message.type, message.body)
+        assert isinstance(reply, StepReply)
+        return f"{message.type} {name} {reply.outcome}{' (redelivered)' if reply.redelivered else ''}"
+    return f"{message.type} {name}"
+
+
+def _words(change: c.Change) -> str:
+    values = {name: value for name, value in c.change_to_data(change).items() if name not in ("k", "due_at_ms", "run")}
+    values.pop("context", None)
+    if "failure" in values:
+        values["failure"] = values["failure"]["code"]
+    return f"{change.kind}({', '.join(f'{name}={value}' for name, value in values.items())})"

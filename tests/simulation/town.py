@@ -1,0 +1,216 @@
+"""The participants of simulated sagas: what their steps do, and a ledger of what really happened.
+
+A participant with a barrier acts once for each idempotency key, refuses to act once it was told to compensate, and undoes
+what there is to undo. One without acts at every run. Neither lies: a step that says "failed" had no effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+from watership import OutcomeUnknown, Response, SagaContext, SagaStepHandler, StepError
+from watership.machine.state import Action
+from watership.saga.compile import Step
+from watership.saga.step import StepRun, current_step
+from watership.testing.world import Process, World
+
+T = TypeVar("T")
+IsAwaited = Callable[[uuid.UUID, str, Action, int], bool]
+
+STEPS_MAX = 10
+FIELDS = tuple(f"f{n}" for n in range(STEPS_MAX))
+
+
+class Boom(StepError):
+    code = "boom"
+
+
+class Other(StepError):
+    code = "other"
+
+
+class Refused(StepError):
+    code = "refused"
+
+
+# Every step has a field of its own, which its act sets: a patch that is lost shows.
+Context: Any = dataclasses.make_dataclass(
+    "Context",
+    [("n", int), *((name, int | None, dataclasses.field(default=None)) for name in FIELDS)],
+    bases=(SagaContext,),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manners:
+    """How a step behaves: shares of its runs. ``timeout_s`` is its plan's."""
+
+    barrier: bool = True
+    fails: float = 0.0
+    unknown: float = 0.0
+    slow: float = 0.0
+    undo_fails: float = 0.0
+    undo_unknown: float = 0.0
+    undo_slow: float = 0.0
+    timeout_s: float = 2.0
+
+    def healed(self) -> Manners:
+        """Once the faults stop: acts still fail as business has it, but nothing is slow or unknown, and undoing works."""
+        return dataclasses.replace(self, unknown=0.0, slow=0.0, undo_fails=0.0, undo_unknown=0.0, undo_slow=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """Something that really happened at a participant, in the order of ``number``."""
+
+    number: int
+    saga_id: uuid.UUID
+    step: str
+    action: Action
+    attempt: int
+    process: str
+    awaited: bool  # the saga's committed state awaited this attempt then
+
+
+@dataclasses.dataclass
+class Books:
+    """What a participant with a barrier has on one saga."""
+
+    acted: bool = False
+    undone: bool = False
+    closed: bool = False  # it was told to compensate: it acts no more
+
+
+class Town:
+    """All participants of one world."""
+
+    def __init__(self, world: World, chance: random.Random, manners: dict[str, Manners], is_awaited: IsAwaited) -> None:
+        self.world = world
+        self.manners = manners
+        self.effects: list[Effect] = []
+        self.is_awaited = is_awaited
+        self._chance = chance
+        self._books: dict[tuple[uuid.UUID, str], Books] = {}
+
+    def heal(self) -> None:
+        """From here on everybody behaves."""
+        self.manners = {step: manners.healed() for step, manners in self.manners.items()}
+
+    def books(self, saga_id: uuid.UUID, step: str) -> Books:
+        """What the participant of a step knows of a saga."""
+        return self._books.setdefault((saga_id, step), Books())
+
+    # --- runs, in a worker's process
+
+    async def act(self, process: Process, run: StepRun) -> None:
+        """One run of an act. Raises what its handler would raise."""
+        manners, chance = self.manners[run.step], self._chance
+        await process.point("act")
+        if chance.random() < manners.fails:
+            raise chance.choice((Boom, Other))("no effect")
+        slow, unknown = chance.random() < manners.slow, chance.random() < manners.unknown
+        if slow and chance.random() < 0.5:
+            if manners.barrier and chance.random() < 0.5:
+                # The participant goes on by itself, after its caller has given up.
+                when_s = manners.timeout_s * chance.choice((1.0, 2.0, 10.0))
+                fresh = contextvars.Context()
+                self.world.loop.call_later(when_s, self._act_by_itself, run, process.name, context=fresh)
+            await asyncio.sleep(manners.timeout_s * 3)
+        if not unknown or chance.random() < 0.5:
+            self._act(run, process.name)
+        await process.point("acted")
+        if slow:
+            await asyncio.sleep(manners.timeout_s * 3)
+        if unknown:
+            raise OutcomeUnknown("nobody knows")
+
+    async def undo(self, process: Process, run: StepRun) -> None:
+        """One run of a compensation."""
+        manners, chance = self.manners[run.step], self._chance
+        await process.point("undo")
+        if chance.random() < manners.undo_fails:
+            raise chance.choice((Boom, Other))("not undone")
+        slow, unknown = chance.random() < manners.undo_slow, chance.random() < manners.undo_unknown
+        if slow and chance.random() < 0.5:
+            await asyncio.sleep(manners.timeout_s * 3)
+        if not unknown or chance.random() < 0.5:
+            self._undo(run, process.name)
+        await process.point("undone")
+        if slow:
+            await asyncio.sleep(manners.timeout_s * 3)
+        if unknown:
+            raise OutcomeUnknown("nobody knows")
+
+    # --- what really happens
+
+    def _act_by_itself(self, run: StepRun, process: str) -> None:
+        books = self.books(run.saga_id, run.step)
+        if not books.closed:
+            self._act(run, process)
+
+    def _act(self, run: StepRun, process: str) -> None:
+        if self.manners[run.step].barrier:
+            books = self.books(run.saga_id, run.step)
+            if books.acted:
+                return  # a duplicate answers what was stored
+            if books.closed:
+                raise Refused("its compensation came first")
+            books.acted = True
+        self._record(run, Action.ACT, process)
+
+    def _undo(self, run: StepRun, process: str) -> None:
+        if self.manners[run.step].barrier:
+            books = self.books(run.saga_id, run.step)
+            books.closed = True
+            if not books.acted or books.undone:
+                return  # an empty compensation, or a duplicate
+            books.undone = True
+        self._record(run, Action.COMPENSATE, process)
+
+    def _record(self, run: StepRun, action: Action, process: str) -> None:
+        awaited = self.is_awaited(run.saga_id, run.step, Action(run.action), run.attempt)
+        number = len(self.effects)
+        self.effects.append(Effect(number, run.saga_id, run.step, action, run.attempt, process, awaited))
+        verb = "ACTS" if action is Action.ACT else "UNDOES"
+        self.world.tell(process, f"{run.step} {verb} for saga {run.saga_id.int} (attempt {run.attempt})")
+
+
+class TownStep(SagaStepHandler[Context, Response]):
+    """A step's handler, in a worker's process."""
+
+    def __init__(self, town: Town, process: Process) -> None:
+        self._town, self._process = town, process
+
+    async def act(self, context: Any) -> None:
+        run = current_step()
+        await self._town.act(self._process, run)
+        setattr(context, f"f{int(run.step[1:])}", run.attempt)
+
+    async def compensate(self, context: Any) -> None:
+        await self._town.undo(self._process, current_step())
+
+
+STEPS: dict[str, Step] = {name: type(name, (TownStep,), {}) for name in (f"S{n}" for n in range(STEPS_MAX))}
+
+
+class TownContainer:
+    """Makes handlers that know their process."""
+
+    def __init__(self, town: Town, process: Process) -> None:
+        self._town, self._process = town, process
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[TownContainer]:
+        """Itself."""
+        yield self
+
+    async def resolve(self, handler: type[T]) -> T:
+        """A handler of the town."""
+        return cast("T", cast("Any", handler)(self._town, self._process))
