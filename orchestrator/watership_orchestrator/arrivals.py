@@ -12,7 +12,7 @@ from watership import codec
 from watership.errors import LimitExceeded
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState
-from watership.messages import AdminRequest, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
+from watership.messages import AdminRequest, ErrorOnWire, ReplyOutcome, Signal, StartSaga, StepReply
 
 UNREADABLE = (
     "unreadable"  # in the place of a plan's hash: a saga without the context that it was started with never runs
@@ -72,7 +72,7 @@ class Arrival:
     """
 
     saga_id: uuid.UUID
-    message: StartSaga | StepReply | AdminRequest | None
+    message: StartSaga | StepReply | AdminRequest | Signal | None
     redelivered: bool = False
     reply_to: str | None = None
     traceparent: str | None = None
@@ -104,11 +104,12 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plans:
-    """The plans that a batch needs, looked up before it is judged; and whether a context satisfies one's schema."""
+    """The plans that a batch needs, looked up before it is judged; and whether a context, or a field, satisfies one's schema."""
 
     by_hash: dict[str, Plan]
     newest: dict[str, Plan]
     trouble_with: Callable[[Plan, dict[str, Any]], str | None]
+    field_trouble: Callable[[Plan, str, Any], str | None]
 
     def for_start(self, start: StartSaga) -> Plan | None:
         """The plan that a start runs on: the one that it names, else the newest of its saga's name."""

@@ -280,6 +280,7 @@ class Decider:
             ]
         )
         await batch.log([(j.saga_id, entry) for j in standing for entry in j.entries])
+        await batch.keep_signals([signal for j in standing for signal in j.early])
         await batch.ledger([LedgerLine(j.saga_id, reason, text) for j in standing for reason, text in j.ledger])
         await batch.looked([j.saga_id for j in standing if j.looked and not j.moved and j.state is not None])
         return standing

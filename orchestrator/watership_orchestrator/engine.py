@@ -22,7 +22,7 @@ from watership_orchestrator.database import is_passing
 from watership_orchestrator.deciding import BatchResult, Decided, Decider
 from watership_orchestrator.judgement import Judgement
 from watership_orchestrator.outbox import Outgoing, messages_of, rejection_message
-from watership_orchestrator.owed import is_in_doubt, returned_reason
+from watership_orchestrator.owed import events_reason, is_in_doubt, returned_reason
 from watership_orchestrator.ports import PlanShelf, SagaStore
 
 __all__ = ["BatchResult", "Engine"]
@@ -129,7 +129,9 @@ class Engine:
         seqs = {j.saga_id: j.state.seq for j in judgements if j.state is not None}
         owing: dict[uuid.UUID, str] = {}
         for item, fate in sent:
-            if item.required and fate is not Fate.CONFIRMED and not is_in_doubt(owing.get(item.saga_id)):
+            if not item.required or fate is Fate.CONFIRMED or is_in_doubt(owing.get(item.saga_id)):
+                continue
+            if item.command is not None or item.saga_id not in owing:
                 owing[item.saga_id] = _owed_reason(item, fate)
         if owing:
             lines = [(saga_id, seqs[saga_id], reason) for saga_id, reason in owing.items()]
@@ -159,4 +161,5 @@ def _owed_reason(item: Outgoing, fate: Fate) -> str:
     key = item.message.routing_key
     if fate is Fate.RETURNED and item.command is not None:
         return returned_reason(item.command, f"no worker has ever served its step, no queue is bound to {key}")
-    return f"{fate}: the broker did not confirm {key}"
+    words = f"the broker did not confirm {key}"
+    return f"{fate}: {words}" if item.command is not None else events_reason(words)

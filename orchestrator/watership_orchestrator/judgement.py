@@ -5,7 +5,6 @@ It says what must be written and what must be sent once that has committed, and 
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections.abc import Sequence
 
@@ -14,15 +13,17 @@ from watership.errors import InvalidPayload, SagaConflict
 from watership.machine import events as e
 from watership.machine.apply import apply
 from watership.machine.changes import Dispatched, Operated
-from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendCommand, effects_of
+from watership.machine.effects import NotifyEnd, NotifyParked, PublishEvent, SendCommand, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Outcome, SagaState, Status
-from watership.messages import MISFIT, AdminRequest, AdminVerb, ReplyOutcome, StartSaga, StepReply
+from watership.messages import MISFIT, AdminRequest, AdminVerb, ReplyOutcome, Signal, StartSaga, StepReply
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, Tombstone, within_limits
-from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_unsent
+from watership_orchestrator.judged import Judgement
+from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_unsent
 from watership_orchestrator.store import StoredSaga
+from watership_orchestrator.waiting import WaitingSignal
 
 __all__ = ["Arrival", "Judgement", "NeedsHistory", "Plans", "Rejection", "judge"]
 
@@ -34,59 +35,6 @@ NOT_SERVED_MAX = 60
 
 class NeedsHistory(Exception):
     """A stale reply came: its saga must be judged again with its log at hand."""
-
-
-@dataclasses.dataclass(slots=True)
-class Judgement:
-    """What a batch does to one saga. ``state`` None: there is no such saga, and none is made."""
-
-    saga_id: uuid.UUID
-    state: SagaState | None
-    input_hash: str
-    reply_to: str | None
-    traceparent: str | None
-    is_new: bool = False
-    entries: list[LogEntry] = dataclasses.field(default_factory=list)
-    notices: list[Effect] = dataclasses.field(default_factory=list)
-    commands: set[SendCommand] = dataclasses.field(default_factory=set)
-    ledger: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    rejections: list[Rejection] = dataclasses.field(default_factory=list)
-    refusals: dict[int, str] = dataclasses.field(default_factory=dict)  # by id() of the arrival
-    known_to: list[str] = dataclasses.field(default_factory=list)  # who started it again, and would know
-    owed_before: str | None = None  # the reason, if what the row awaited before this batch was not confirmed
-    awaited_before: frozenset[SendCommand] = frozenset()
-    looked: bool = False
-    by_message: bool = False
-    by_row: bool = False  # from the commit on, no message and no row would bring it again
-    told: dict[int, str] = dataclasses.field(default_factory=dict)  # what came of a row, by id() of its arrival
-
-    @property
-    def moved(self) -> bool:
-        """Something must be written."""
-        return bool(self.entries)
-
-    def owed_reason(self) -> str | None:
-        """Why the row owes something from this commit on; None: nothing, or its message brings it back."""
-        by_message = self.by_message and not self.by_row
-        if by_message and self.owed_before is None:
-            return None  # the hot path: what follows is brought back by its message
-        sends = self.commands_to_send()
-        if (sends or self.notices) and not by_message:
-            return UNCONFIRMED_YET
-        if self.owed_before is None or self.state is None:
-            return None
-        forgotten = self.awaited_before.intersection(awaited_commands(self.state)).difference(sends)
-        return self.owed_before if forgotten else None
-
-    def commands_to_send(self) -> list[SendCommand]:
-        """What the final state awaits of what was decided: a command that was overtaken is not sent."""
-        state = self.state
-        if state is None:
-            return []
-        awaited = [c for c in self.commands if state.awaits(c.step, c.action, c.attempt)]
-        if state.status is Status.COMPENSATING:  # law 3: one that was to be sent again, and then the saga turned
-            awaited = [c for c in awaited if c.action is Action.COMPENSATE]
-        return sorted(awaited, key=lambda c: (c.step, c.action))
 
 
 def judge(
@@ -160,6 +108,8 @@ class _Judge:
             self._start(arrival, message)
         elif isinstance(message, StepReply):
             self._reply(arrival, message)
+        elif isinstance(message, Signal):
+            self._signal(arrival, message)
         else:
             self._operate(arrival, message)
 
@@ -271,6 +221,35 @@ class _Judge:
         if reaction.ledger is not None:
             self.it.ledger.append((reaction.ledger, reply.to_body().decode()))
 
+    # --- signals
+
+    def _signal(self, arrival: Arrival, signal: Signal) -> None:
+        state = self.it.state
+        if self.tombstone is not None and state is None:
+            self._refuse(arrival, self.tombstone.words, signal.to_body())
+            return
+        if state is None or state.status is Status.PENDING:  # kept beside it, until it runs
+            data = codec.dumps(signal.data).decode()
+            self.it.early.append(WaitingSignal(signal.saga_id, signal.signal_id, signal.name, data))
+            return
+        cause = f"signal:{signal.signal_id}"
+        if self._knows(cause):
+            if arrival.again:
+                self._owed_again(cause)
+            return
+        plan = self.plans.of(state)
+        wait = plan.waits.get(signal.name) if plan is not None else None
+        trouble = None
+        if plan is not None and wait is not None and wait.into is not None:
+            trouble = self.plans.field_trouble(plan, wait.into, signal.data)
+        reaction = self._follow(plan, e.SignalReceived(signal.name, signal.data, trouble), cause)
+        if reaction.refused is not None:
+            self._refuse(arrival, reaction.refused, signal.to_body())
+
+    def _refuse(self, arrival: Arrival, why: str, body: bytes) -> None:
+        self.it.refusals[id(arrival)] = why
+        self.it.ledger.append((why, body.decode()))
+
     def _knows(self, cause: str) -> bool:
         if any(entry.cause == cause for entry in self.it.entries):
             return True
@@ -304,18 +283,28 @@ class _Judge:
             return
         plan = self.plans.of(state)
         if self.it.owed_before is not None:
-            for command in sorted(awaited_commands(state), key=lambda command: (command.step, command.action)):
-                unsent = is_unsent(self.it.owed_before, command)
-                again = e.DispatchRepeated(command.step, command.action, command.attempt, unsent, NOT_SERVED_MAX)
-                self._follow(plan, again, "owed")
-            if state.parked_reason is not None:
-                self.it.notices.append(NotifyParked(state.seq, state.parked_reason))
-            elif state.status.terminal:
-                self.it.notices.append(NotifyEnd(state.seq, state.status))
+            self._send_owed(state, plan, self.it.owed_before)
         if state.status is Status.PENDING:
             self._look_for_plan(state)
         else:
             self._follow(plan, e.TimePassed(), "time")
+
+    def _send_owed(self, state: SagaState, plan: Plan | None, owed: str) -> None:
+        """What the saga awaits and owes, again: of a row that owes nobody knows which part of it was sent."""
+        if state.emits:
+            if self.history is None:
+                raise NeedsHistory
+            effects = [effect for entry in self.history for effect in effects_of(entry.seq, entry.changes)]
+            self.it.notices.extend(effect for effect in effects if isinstance(effect, PublishEvent))
+        commands = sorted(awaited_commands(state), key=lambda command: (command.step, command.action))
+        for command in commands if not is_events(owed) else ():
+            unsent = is_unsent(owed, command)
+            again = e.DispatchRepeated(command.step, command.action, command.attempt, unsent, NOT_SERVED_MAX)
+            self._follow(plan, again, "owed")
+        if state.parked_reason is not None:
+            self.it.notices.append(NotifyParked(state.seq, state.parked_reason))
+        elif state.status.terminal:
+            self.it.notices.append(NotifyEnd(state.seq, state.status))
 
     def _look_for_plan(self, state: SagaState) -> None:
         plan = self.plans.of(state)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from watership.bus.protocol import Bus, Delivery, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_token
-from watership.errors import InvalidPayload, LimitExceeded, StoreUnavailable, WatershipError
+from watership.errors import InvalidPayload, LimitExceeded, SignalRefused, StoreUnavailable, WatershipError
 from watership.messages import (
     AdminAnswer,
     AdminRequest,
@@ -20,6 +20,8 @@ from watership.messages import (
     RegisterAnswer,
     RegisterWorker,
     SagaRejected,
+    Signal,
+    SignalAnswer,
     StartSaga,
     StepReply,
     WireMessage,
@@ -164,8 +166,14 @@ class Orchestrator:
     async def _answer_operators(self, done: list[tuple[Arrival, Delivery]], result: BatchResult) -> None:
         answers: list[Message] = []
         for arrival, delivery in done:
-            if isinstance(arrival.message, AdminRequest) and delivery.reply_to is not None:
-                body = operated(result.refusals.get(id(arrival)), result.states.get(arrival.saga_id))
+            if delivery.reply_to is None:
+                continue
+            refused = result.refusals.get(id(arrival))
+            if isinstance(arrival.message, AdminRequest):
+                answers.append(_answer_to(delivery, operated(refused, result.states.get(arrival.saga_id))))
+            elif isinstance(arrival.message, Signal):
+                code = SignalRefused.code if refused is not None else None
+                body = SignalAnswer(saga_id=arrival.saga_id, code=code, refused=refused)
                 answers.append(_answer_to(delivery, body))
         if answers:
             await self._bus.publish(answers)
@@ -178,7 +186,7 @@ class Orchestrator:
             return None
         if isinstance(message, AdminRequest):
             assert message.saga_id is not None, "list and show were answered aside"
-        elif not isinstance(message, StartSaga | StepReply):
+        elif not isinstance(message, StartSaga | StepReply | Signal):
             await self._refuse(delivery, InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}"))
             return None
         saga_id = message.saga_id
@@ -203,7 +211,10 @@ class Orchestrator:
     # --- control and admin, aside from the batches
 
     def _on_control(self, delivery: Delivery) -> None:
-        self._aside.begin(self._register(delivery), name="register")
+        if delivery.type == Signal.kind:
+            self._inbox.put(delivery)  # it moves a saga: judged with everything else that arrives for it
+        else:
+            self._aside.begin(self._register(delivery), name="register")
 
     async def _register(self, delivery: Delivery) -> None:
         try:

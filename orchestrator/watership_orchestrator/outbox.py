@@ -9,11 +9,20 @@ from typing import Any
 
 from watership.bus.protocol import Message
 from watership.bus.topology import Topology
-from watership.machine.effects import Effect, NotifyEnd, NotifyParked, NotifyStep, SendCommand
+from watership.machine.effects import Effect, NotifyEnd, NotifyParked, NotifyStep, PublishEvent, SendCommand
 from watership.machine.nodes import FallbackPlan
 from watership.machine.plan import Plan
 from watership.machine.state import Action, SagaState
-from watership.messages import ErrorOnWire, SagaEnded, SagaKnown, SagaProgress, SagaRejected, StepCommand, WireMessage
+from watership.messages import (
+    ErrorOnWire,
+    SagaEnded,
+    SagaKnown,
+    SagaProgress,
+    SagaRejected,
+    StepCommand,
+    StepEmitted,
+    WireMessage,
+)
 from watership_orchestrator.judgement import Judgement, Rejection
 
 
@@ -37,7 +46,7 @@ def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> 
         for command in judgement.commands_to_send()
         if plan is not None
     ]
-    distinct: dict[tuple[str, int], Effect] = {}
+    distinct: dict[tuple[str, int, int], Effect] = {}
     for notice in judgement.notices:
         distinct.setdefault(_key(notice), notice)
     for notice in distinct.values():
@@ -53,8 +62,8 @@ def _known(judgement: Judgement, seq: int, reply_to: str) -> Outgoing:
     return Outgoing(judgement.saga_id, message, required=False)
 
 
-def _key(effect: Effect) -> tuple[str, int]:
-    return type(effect).__name__, getattr(effect, "seq", 0)
+def _key(effect: Effect) -> tuple[str, int, int]:
+    return type(effect).__name__, getattr(effect, "seq", 0), getattr(effect, "index", 0)
 
 
 def rejection_message(rejection: Rejection) -> Message | None:
@@ -127,6 +136,8 @@ def _notices(judgement: Judgement, state: SagaState, effect: Effect, topology: T
             patch=effect.patch,
         )
         return (_to_watcher(judgement, progress, effect.seq, judgement.reply_to),)
+    if isinstance(effect, PublishEvent):
+        return (_emitted(judgement, state, effect, topology),)
     if not isinstance(effect, NotifyEnd | NotifyParked) or not _still_true(state, effect):
         return ()
     body = ended(judgement.saga_id, state, effect.seq)
@@ -135,6 +146,26 @@ def _notices(judgement: Judgement, state: SagaState, effect: Effect, topology: T
     if judgement.reply_to is not None:
         outgoing.insert(0, _to_watcher(judgement, body, effect.seq, judgement.reply_to))
     return outgoing
+
+
+def _emitted(judgement: Judgement, state: SagaState, effect: PublishEvent, topology: Topology) -> Outgoing:
+    body = StepEmitted(
+        saga=state.name,
+        saga_id=judgement.saga_id,
+        seq=effect.seq,
+        step=effect.step,
+        event=effect.name,
+        data=effect.data,
+    )
+    message = body.addressed(
+        topology.events_exchange,
+        f"saga.{state.name}.{effect.name}",
+        message_id=f"{judgement.saga_id}:{effect.seq}:{effect.index}:{body.kind}",
+        correlation_id=str(judgement.saga_id),
+        headers=_headers(judgement.traceparent),
+        mandatory=False,
+    )
+    return Outgoing(judgement.saga_id, message, required=True)
 
 
 def _to_watcher(judgement: Judgement, body: SagaProgress | SagaEnded, seq: int, reply_to: str) -> Outgoing:

@@ -8,6 +8,7 @@ from watership.machine.effects import SendCommand
 from watership.machine.state import Phase, SagaState
 
 RETURNED = "returned"  # no queue took it: certainly never sent
+EVENTS = "events"  # commands were confirmed; what steps emitted, or the saga's end, was not
 UNCONFIRMED_YET = "unconfirmed: decided without a message, not yet confirmed as sent"
 
 
@@ -32,7 +33,17 @@ def is_unsent(owed_reason: str, command: SendCommand) -> bool:
 
 def is_in_doubt(owed_reason: str | None) -> bool:
     """Something owed may have been delivered: no later certainty about another command may overwrite that."""
-    return owed_reason is not None and not owed_reason.startswith(f"{RETURNED}:")
+    return owed_reason is not None and not owed_reason.startswith((f"{RETURNED}:", f"{EVENTS}:"))
+
+
+def events_reason(words: str) -> str:
+    """Of a row whose commands are confirmed, and which has not told the world all that it must."""
+    return f"{EVENTS}: {words}"
+
+
+def is_events(owed_reason: str) -> bool:
+    """Whether only events are owed: no command goes out again for them."""
+    return owed_reason.startswith(f"{EVENTS}:")
 
 
 def _returned(command: SendCommand) -> str:

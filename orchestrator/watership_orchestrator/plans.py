@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jsonschema_rs
@@ -76,7 +76,7 @@ class PlanCache(abc.ABC):
         if wanted or stale:
             await self._read(wanted, stale, now_s)
         newest = {name: entry.plan for name, entry in self._newest.items() if entry.plan is not None}
-        return Plans(self._by_hash, newest, self._trouble_with)
+        return Plans(self._by_hash, newest, self._trouble_with, self._field_trouble)
 
     def _is_stale(self, name: str, now_s: float) -> bool:
         entry = self._newest.get(name)
@@ -96,12 +96,22 @@ class PlanCache(abc.ABC):
                 self._newest[row.saga] = _Newest(plan, now_s)
 
     def _trouble_with(self, plan: Plan, context: dict[str, Any]) -> str | None:
-        validator = self._validators.get(plan.hash)
+        return self._trouble(plan.hash, plan.context_schema, context)
+
+    def _field_trouble(self, plan: Plan, field: str, value: Any) -> str | None:
+        schema = plan.context_schema.get("properties", {}).get(field)
+        if schema is None:
+            return f"the context of {plan.saga} has no field {field}"
+        definitions = {"$defs": plan.context_schema["$defs"]} if "$defs" in plan.context_schema else {}
+        return self._trouble(f"{plan.hash}.{field}", {**schema, **definitions}, value)
+
+    def _trouble(self, key: str, schema: Mapping[str, Any], value: Any) -> str | None:
+        validator = self._validators.get(key)
         if validator is None:
-            validator = self._validators[plan.hash] = jsonschema_rs.validator_for(dict(plan.context_schema))
-        if validator.is_valid(context):
+            validator = self._validators[key] = jsonschema_rs.validator_for(dict(schema))
+        if validator.is_valid(value):
             return None
-        errors = list(validator.iter_errors(context))[:5]
+        errors = list(validator.iter_errors(value))[:5]
         return "; ".join(f"{'.'.join(str(part) for part in e.instance_path) or 'it'}: {e.message}" for e in errors)
 
     async def register(self, message: RegisterWorker) -> list[str]:

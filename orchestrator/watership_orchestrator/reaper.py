@@ -17,6 +17,7 @@ from watership.errors import StoreUnavailable
 from watership.service import patiently
 from watership.settings import Settings
 from watership_orchestrator.dead_letters import DeadLetters
+from watership_orchestrator.early_signals import EarlySignals
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.ports import Backing
 
@@ -45,6 +46,7 @@ class Reaper:
         self._topology = Topology(settings.namespace)
         self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
         self._dead_letters = DeadLetters(backing.store, self._engine)
+        self._early_signals = EarlySignals(backing.store, self._engine)
 
     async def start(self) -> None:
         """Connects. It consumes nothing."""
@@ -60,6 +62,7 @@ class Reaper:
         kinds: tuple[Callable[[], Awaitable[int]], ...] = (
             self._look_at_all,
             functools.partial(self._all, self._dead_letters.judge_once),
+            functools.partial(self._all, self._early_signals.judge_once),
         )
         done, failure = [0] * len(kinds), None
         for index, work in enumerate(kinds):

@@ -28,7 +28,7 @@ _SIGNALS = sa.text(
     "SELECT g.saga_id, g.signal_id, g.name, g.data, g.at_ms FROM watership_signal g "  # noqa: S608 - no input
     f"WHERE g.namespace = :namespace AND g.driver = 'orchestrator' AND g.look_at_ms <= {_NOW_MS} "
     "AND EXISTS (SELECT FROM watership_saga s WHERE s.saga_id = g.saga_id AND s.namespace = g.namespace "
-    "AND s.driver = g.driver) ORDER BY g.at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
+    "AND s.driver = g.driver AND s.status <> 'PENDING') ORDER BY g.at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
 )
 _LETTER = "id, queue, reason, kind, message_id, saga_id, reply_to, headers, body, actor, actor_reason"
 _LETTERS = sa.text(
@@ -159,7 +159,7 @@ async def starts(connection: AsyncConnection, namespace: str, limit: int) -> lis
 
 
 async def signals(connection: AsyncConnection, namespace: str, limit: int) -> list[WaitingSignal]:
-    """Signals whose saga exists by now, oldest first."""
+    """Signals whose saga runs by now, oldest first."""
     rows = await connection.execute(_SIGNALS, {"namespace": namespace, "limit": limit})
     return [WaitingSignal(**{**row, "saga_id": _plain(row["saga_id"])}) for row in rows.mappings()]
 

@@ -29,7 +29,9 @@ PLAN = Plan("OrderSaga", (step("A"), step("B"), step("C")))
 
 
 def plans(*known: Plan, trouble: str | None = None) -> Plans:
-    return Plans({plan.hash: plan for plan in known}, {plan.saga: plan for plan in known}, lambda *_: trouble)
+    return Plans(
+        {plan.hash: plan for plan in known}, {plan.saga: plan for plan in known}, lambda *_: trouble, lambda *_: trouble
+    )
 
 
 def start(context: dict[str, Any] | None = None, **fields: Any) -> StartSaga:

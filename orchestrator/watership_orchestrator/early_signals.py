@@ -1,0 +1,41 @@
+"""Signals that came before their saga: judged once it runs, as if they had just arrived."""
+
+from __future__ import annotations
+
+import json
+
+from watership import codec
+from watership.messages import Signal
+from watership_orchestrator.arrivals import Arrival, Waiting
+from watership_orchestrator.engine import Engine
+from watership_orchestrator.ports import SagaStore
+
+
+class EarlySignals:
+    """The early signals of one namespace."""
+
+    def __init__(self, store: SagaStore, engine: Engine) -> None:
+        self._store = store
+        self._engine = engine
+
+    async def judge_once(self, limit: int) -> int:
+        """Judges those whose saga runs by now, oldest first; how many that was."""
+        arrivals: list[Arrival] = []
+        unreadable: dict[Waiting, str] = {}
+        found = await self._store.signals(limit)
+        for kept in found:
+            try:
+                data = codec.loads(kept.data)
+            except json.JSONDecodeError as error:  # nobody of ours wrote it
+                unreadable[kept.row] = f"it cannot be read: {error}"
+                continue
+            signal = Signal(saga_id=kept.saga_id, name=kept.name, signal_id=kept.signal_id, data=data)
+            arrivals.append(Arrival(kept.saga_id, signal, row=kept.row))
+        if unreadable:
+            await self._store.rows_done(unreadable)
+        if arrivals:
+            result = await self._engine.process(arrivals)
+            later = [arrival.row for arrival in (*result.again, *result.redeliver) if arrival.row is not None]
+            if later:  # locked elsewhere, or a newer orchestrator's; of those that are judged, it changes nothing
+                await self._store.back_off_rows(later)
+        return len(found)
