@@ -19,8 +19,8 @@ from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Outcome, SagaState, Status
 from watership.messages import AdminRequest, AdminVerb, ReplyOutcome, StartSaga, StepReply
-from watership.saga.storage.protocol import LogEntry
-from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, Tombstone, within_limits
+from watership.saga.storage.protocol import LogEntry, Tombstone
+from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, within_limits
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_unsent
 from watership_orchestrator.store import StoredSaga
 

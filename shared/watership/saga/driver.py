@@ -16,7 +16,7 @@ from typing import Any
 from watership import codec
 from watership.clock import Clock
 from watership.container import Container
-from watership.errors import LeaseLost, SagaConflict, SagaNotFound
+from watership.errors import LeaseLost, SagaConflict, SagaNotFound, SagaPruned
 from watership.execution import Command, Execution, Hands, execute
 from watership.machine import events as e
 from watership.machine.apply import apply
@@ -26,6 +26,7 @@ from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState
 from watership.saga.compile import Definition, context_of
+from watership.saga.pruned import why_gone
 from watership.saga.storage.protocol import (
     LEASE_MS,
     HeldElsewhere,
@@ -115,7 +116,7 @@ class Drive:
     def request(self, event: e.Event) -> None:
         """Gives the saga an event between two steps."""
         self._inbox.append(event)
-        self._wake_up()
+        self._wake.set()
 
     def let_one_act(self) -> None:
         """Opens a gated saga's gate for its next act."""
@@ -126,14 +127,11 @@ class Drive:
     def open_gate(self) -> None:
         """Takes the gate away."""
         self._gate = None
-        self._wake_up()
+        self._wake.set()
 
     def stop(self) -> None:
         """Lets the saga go after the step that runs now."""
         self._stopping = True
-        self._wake_up()
-
-    def _wake_up(self) -> None:
         self._wake.set()
 
     # --- the loop
@@ -185,7 +183,11 @@ class Drive:
         while not self._stopping:
             record = await self._storage.load(self.saga_id)
             if record is None:
-                raise SagaNotFound(f"no saga has the id {self.saga_id} in this store")
+                name, input_hash = self._job.definition.plan.saga, start.input_hash if start is not None else None
+                gone = await why_gone(self._storage, self.saga_id, name, input_hash)
+                if start is not None and isinstance(gone, SagaPruned):
+                    self._is_durable()  # law 11: it is the same saga, which ended
+                raise gone
             self.check_same(record, start)
             self._is_durable()
             if _over(record.state) and not self._inbox:
@@ -334,6 +336,8 @@ class Drive:
         now_ms = self._now_ms()
         reaction = react(self._plan, self._state, event, now_ms)
         released = _over(reaction.state)
+        if reaction.ledger is not None:
+            await self._storage.keep_in_ledger(self.saga_id, reaction.ledger, codec.dumps({"cause": cause}).decode())
         if not reaction.changes:
             if released:
                 await self._storage.release(lease)

@@ -14,11 +14,12 @@ from typing import Any
 
 from watership.clock import Clock, SystemClock
 from watership.container import Container
-from watership.errors import SagaConflict, SagaNotFound, UnknownSaga, WatershipError
+from watership.errors import SagaConflict, UnknownSaga, WatershipError
 from watership.machine import events as e
 from watership.saga.compile import Definition
 from watership.saga.driver import Drive, Job, Seat, Start
 from watership.saga.models import shape_of
+from watership.saga.pruned import why_gone
 from watership.saga.storage.protocol import SagaStorage
 from watership.saga.watch import SagaWatch
 
@@ -196,7 +197,7 @@ class EmbeddedRunner:
         drivers = self._drivers()
         record = await drivers.storage.load(saga_id)
         if record is None:
-            raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+            raise await why_gone(drivers.storage, saga_id)
         definition = self._definitions.get(record.state.name)
         if definition is None:
             raise UnknownSaga(f"saga {saga_id} is a {record.state.name}, which is not bound in this process")

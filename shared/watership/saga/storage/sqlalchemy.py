@@ -26,19 +26,22 @@ from watership.saga.storage.engines import (
     shared_database,
 )
 from watership.saga.storage.keeper import LeaseThread
+from watership.saga.storage.ledger import insert_line, line_of, select_lines
 from watership.saga.storage.protocol import (
     HeldElsewhere,
     Lease,
     LeaseKeeper,
+    LedgerLine,
     LogEntry,
     SagaLogEntry,
     SagaRecord,
     SagaStatus,
     SagaSummary,
+    Tombstone,
 )
 from watership.saga.storage.queries import EMBEDDED, commit_write, create_write
 from watership.saga.storage.rows import changes_from_json, history_lines, state_from_row
-from watership.saga.storage.schema import Base, log_table, plan_table, saga_table
+from watership.saga.storage.schema import Base, log_table, plan_table, saga_table, tombstone_table
 
 __all__ = ["Base", "SqlAlchemySagaStorage"]
 
@@ -258,6 +261,24 @@ class SqlAlchemySagaStorage:
             SagaSummary(saga_id, name, Status(status), step, reason, _moment(created), _moment(updated))
             for saga_id, name, status, step, reason, created, updated in await self._select(statement)
         ]
+
+    async def tombstone(self, saga_id: uuid.UUID) -> Tombstone | None:
+        """See `SagaStorage.tombstone`."""
+        rows = await self._select(sa.select(tombstone_table).where(tombstone_table.c.saga_id == saga_id))
+        if not rows:
+            return None
+        ours = rows[0].namespace == self._namespace and rows[0].driver == EMBEDDED
+        return Tombstone(saga_id, rows[0].name, rows[0].input_hash, rows[0].status, ours)
+
+    async def keep_in_ledger(self, saga_id: uuid.UUID, reason: str, message: str) -> None:
+        """See `SagaStorage.keep_in_ledger`."""
+        database = self._database()
+        statement = insert_line(self._namespace, saga_id, reason, message, database.queries.now)
+        await database.write(lambda connection: connection.execute(statement))
+
+    async def ledger(self, *, saga_id: uuid.UUID | None = None, limit: int) -> list[LedgerLine]:
+        """See `SagaStorage.ledger`."""
+        return [line_of(row) for row in await self._select(select_lines(self._namespace, saga_id, limit))]
 
     async def now_ms(self) -> int:
         """See `SagaStorage.now_ms`."""
