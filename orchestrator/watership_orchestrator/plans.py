@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema_rs
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from watership import codec
 from watership.errors import DefinitionError
@@ -105,24 +105,36 @@ class PlanBook:
         plans: list[Plan] = []
         for data in message.plans:
             try:
-                plan = Plan.from_data(data)
-                jsonschema_rs.validator_for(dict(plan.context_schema))
-                plans.append(plan)
+                plans.append(self.checked(data))
             except (DefinitionError, ValueError) as error:
                 refused.append(f"a plan of worker {message.worker}: {error}")
         async with self._engine.begin() as connection:
-            now_ms = (
-                await connection.execute(sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)"))
-            ).scalar_one()
+            now_ms = await _clock_ms(connection)
             if plans:
-                await self._keep_plans(connection, plans, int(now_ms))
+                await self._keep_plans(connection, plans, now_ms)
             for handler in sorted(message.handlers, key=lambda handler: handler.step):
-                problem = await self._keep_handler(connection, message.worker, handler, int(now_ms))
+                problem = await self._keep_handler(connection, message.worker, handler, now_ms)
                 if problem is not None:
                     refused.append(problem)
         for plan in plans:
             self._newest.pop(plan.saga, None)
         return refused
+
+    @staticmethod
+    def checked(data: Any) -> Plan:
+        """A plan from its JSON data, with a schema that can be used. Raises `DefinitionError` or ``ValueError``."""
+        if not isinstance(data, dict):
+            raise DefinitionError(f"a plan must be a JSON object, it is a {type(data).__name__}")
+        plan = Plan.from_data(data)
+        jsonschema_rs.validator_for(dict(plan.context_schema))
+        return plan
+
+    async def keep(self, plans: Sequence[Plan]) -> None:
+        """Keeps plans that came with starts; sagas that wait for one of them are looked at at once."""
+        async with self._engine.begin() as connection:
+            await self._keep_plans(connection, plans, await _clock_ms(connection))
+        for plan in plans:
+            self._newest.pop(plan.saga, None)
 
     async def _release(self, worker: str) -> None:
         """A worker stopped: the names of its steps are free at once."""
@@ -185,3 +197,8 @@ class PlanBook:
             f"{handler.source} is another handler: a step's name is one within a namespace; give one of them another "
             f"`name`, or stop the other (a name is free {HANDLER_ALIVE_MS // 1000} s after its last worker was seen)"
         )
+
+
+async def _clock_ms(connection: AsyncConnection) -> int:
+    found = await connection.execute(sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)"))
+    return int(found.scalar_one())

@@ -21,6 +21,7 @@ from watership_orchestrator.database import check_database
 from watership_orchestrator.dead_letters import DeadLetters
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.plans import PlanBook
+from watership_orchestrator.starts import Starts
 from watership_orchestrator.store import Store
 
 log = logging.getLogger("watership.reaper")
@@ -39,6 +40,7 @@ class Reaper:
         self._topology = Topology(settings.namespace)
         store, plans = Store(database, settings.namespace), PlanBook(database, settings.namespace)
         self._engine = Engine(store, bus, plans, self._topology)
+        self._starts = Starts(store, self._engine, plans)
         self._dead_letters = DeadLetters(store, self._engine)
 
     async def start(self) -> None:
@@ -54,6 +56,7 @@ class Reaper:
         """
         kinds: tuple[Callable[[], Awaitable[int]], ...] = (
             self._look_at_all,
+            functools.partial(self._all, self._starts.take_once),
             functools.partial(self._all, self._dead_letters.judge_once),
         )
         done, failure = [0] * len(kinds), None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from watership.adapters.containers import as_container
-from watership.errors import SagaCompensated, SagaConflict
+from watership.errors import SagaCompensated, SagaConflict, SagaParked
 from watership.machine import events as e
 from watership.machine.state import Status
 from watership.saga.compile import compile_saga
@@ -45,6 +45,9 @@ async def recover_saga(
         raise await why_gone(storage, saga_id)
     if record.state.name != definition.plan.saga:
         raise SagaConflict(f"saga {saga_id} is a {record.state.name}, not a {definition.plan.saga}")
+    if record.state.status is Status.PENDING:  # its start could not be read: nothing here could go on with it
+        reason = record.state.parked_reason or "its plan is not known"
+        raise SagaParked(f"saga {saga_id} is parked: {reason}", reason=reason)
     went_back = record.state.status in (Status.COMPENSATING, Status.COMPENSATED, Status.FAILED)
     build = None if isinstance(context_builder, type) else context_builder
     # Whoever calls this for a parked saga is the person that it waits for.

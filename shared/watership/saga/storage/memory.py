@@ -22,6 +22,7 @@ from watership.saga.storage.protocol import (
     SagaRecord,
     SagaStatus,
     SagaSummary,
+    StartRow,
     Tombstone,
 )
 from watership.saga.storage.rows import current_step, ended, history_lines, lease_lost, log_moved, seq_before
@@ -173,6 +174,13 @@ class MemorySagaStorage:
             if parked is None or parked is (row.state.parked_reason is not None):
                 found.append(_summary(saga_id, row))
         return found
+
+    async def take_starts(self, *, names: Sequence[str], limit: int, hold_ms: int) -> list[StartRow]:
+        """None: no transaction reaches here."""
+        return []
+
+    async def start_done(self, start_id: int) -> None:
+        """Nothing to do."""
 
     async def tombstone(self, saga_id: uuid.UUID) -> Tombstone | None:
         """None: nothing is pruned here."""

@@ -86,6 +86,16 @@ class LedgerLine:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class StartRow:
+    """A start that was written in somebody's own transaction. ``context`` should be JSON: a foreign client may err."""
+
+    start_id: int
+    saga_id: uuid.UUID
+    saga: str
+    context: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Tombstone:
     """What a pruned saga left. ``ours``: it was one of this store's sagas, not another namespace's."""
 
@@ -190,6 +200,12 @@ class SagaStorage(Protocol):
         self, *, limit: int, status: Status | None = None, parked: bool | None = None
     ) -> list[SagaSummary]:
         """The newest sagas first."""
+
+    async def take_starts(self, *, names: Sequence[str], limit: int, hold_ms: int) -> list[StartRow]:
+        """Starts of these sagas that were written in transactions, oldest first. Nobody else gets them for ``hold_ms``."""
+
+    async def start_done(self, start_id: int) -> None:
+        """The row's saga exists, or never will: the row goes."""
 
     async def tombstone(self, saga_id: uuid.UUID) -> Tombstone | None:
         """What the saga of this id left when it was pruned; None: no such saga was."""

@@ -37,11 +37,13 @@ from watership.saga.storage.protocol import (
     SagaRecord,
     SagaStatus,
     SagaSummary,
+    StartRow,
     Tombstone,
 )
 from watership.saga.storage.queries import EMBEDDED, commit_write, create_write
 from watership.saga.storage.rows import changes_from_json, history_lines, state_from_row
-from watership.saga.storage.schema import Base, log_table, plan_table, saga_table, tombstone_table
+from watership.saga.storage.schema import Base, log_table, plan_table, saga_table, start_table, tombstone_table
+from watership.saga.storage.starts import row_of, start_done, take_starts
 
 __all__ = ["Base", "SqlAlchemySagaStorage"]
 
@@ -74,7 +76,7 @@ class SqlAlchemySagaStorage:
     """
 
     def __init__(self, source: Source, *, namespace: str = "watership") -> None:
-        self._namespace = namespace
+        self.namespace = self._namespace = namespace
         self._session: AsyncSession | None = None
         self._engine: AsyncEngine | None = None
         if isinstance(source, str | sa.URL):
@@ -261,6 +263,24 @@ class SqlAlchemySagaStorage:
             SagaSummary(saga_id, name, Status(status), step, reason, _moment(created), _moment(updated))
             for saga_id, name, status, step, reason, created, updated in await self._select(statement)
         ]
+
+    async def take_starts(self, *, names: Sequence[str], limit: int, hold_ms: int) -> list[StartRow]:
+        """See `SagaStorage.take_starts`."""
+        database = self._database()
+        now = database.queries.now_once
+        there = sa.select(start_table.c.start_id).where(start_table.c.namespace == self._namespace).limit(1)
+        if not await self._select(there):  # the usual case costs no write
+            return []
+        taken = take_starts(self._namespace, EMBEDDED, names, limit=limit, hold_ms=hold_ms, now=now)
+
+        async def work(connection: AsyncConnection) -> Sequence[Any]:
+            return (await connection.execute(taken)).all()
+
+        return sorted(map(row_of, await database.write(work)), key=lambda row: row.start_id)
+
+    async def start_done(self, start_id: int) -> None:
+        """See `SagaStorage.start_done`."""
+        await self._database().write(lambda connection: connection.execute(start_done(start_id)))
 
     async def tombstone(self, saga_id: uuid.UUID) -> Tombstone | None:
         """See `SagaStorage.tombstone`."""
