@@ -45,22 +45,6 @@ class Mark:
     cause: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tombstone:
-    """What a pruned saga left. ``ours``: it was one of this namespace's orchestrators."""
-
-    saga_id: uuid.UUID
-    name: str
-    input_hash: str
-    status: str
-    ours: bool = True
-
-    @property
-    def words(self) -> str:
-        """What whoever asks for the saga is told."""
-        return f"saga {self.name} {self.saga_id} ended {self.status} and was pruned: its steps and its context are gone"
-
-
 @dataclasses.dataclass(slots=True, eq=False)
 class Arrival:
     """One thing to decide on. ``message`` None: the reaper's look.

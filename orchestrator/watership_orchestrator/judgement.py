@@ -18,8 +18,8 @@ from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Outcome, SagaState, Status
 from watership.messages import MISFIT, AdminRequest, AdminVerb, ReplyOutcome, Signal, StartSaga, StepReply
-from watership.saga.storage.protocol import LogEntry
-from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, Tombstone, too_large, within_limits
+from watership.saga.storage.protocol import LogEntry, Tombstone
+from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, too_large, within_limits
 from watership_orchestrator.judged import Judgement
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_unsent
 from watership_orchestrator.store import StoredSaga
