@@ -29,6 +29,8 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._is_refusing = False
+        self._latency_s, self._bytes_per_s = 0.0, 0.0
+        self.connections = 0  # how many were made so far
         self.is_holding = asyncio.Event()  # set when a black hole has swallowed something
         self.port = 0
 
@@ -74,9 +76,14 @@ class Proxy:
         """Passes nothing on, in both directions, and tells nobody. What was sent meanwhile arrives after `heal`."""
         self._flowing.clear()
 
+    def slow(self, *, latency_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
+        """What passes is late by ``latency_s`` in each direction, and at most ``bytes_per_s`` a second of it (0: all)."""
+        self._latency_s, self._bytes_per_s = latency_s, bytes_per_s
+
     def heal(self) -> None:
         """Back to normal."""
         self._is_refusing = False
+        self._latency_s = self._bytes_per_s = 0.0
         self.is_holding.clear()
         self._flowing.set()
 
@@ -85,6 +92,7 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
+        self.connections += 1
         try:
             if self._is_refusing:
                 self.cut()
@@ -122,5 +130,7 @@ class Proxy:
             if not self._flowing.is_set():
                 self.is_holding.set()
                 await self._flowing.wait()
+            if delay_s := self._latency_s + (len(data) / self._bytes_per_s if self._bytes_per_s else 0.0):
+                await asyncio.sleep(delay_s)
             writer.write(data)
             await writer.drain()
