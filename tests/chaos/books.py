@@ -16,12 +16,12 @@ SCHEMA = [
     "CREATE TABLE shipment (saga_id uuid, pieces int NOT NULL, kind text NOT NULL)",
     "CREATE INDEX ON shipment (saga_id)",
     # What a careful participant remembers of a step, for ever. An act that is `refused` was undone before it came.
-    "CREATE TABLE handled (saga_id uuid, step text, action text, refused bool NOT NULL DEFAULT false, "
-    "PRIMARY KEY (saga_id, step, action))",
+    """CREATE TABLE handled (saga_id uuid, step text, action text, refused bool NOT NULL DEFAULT false,
+    PRIMARY KEY (saga_id, step, action))""",
     # One line for each effect, in the transaction that has it.
-    "CREATE TABLE effect (effect_id bigserial PRIMARY KEY, saga_id uuid NOT NULL, kind text NOT NULL, "
-    "step text NOT NULL, action text NOT NULL, attempt int NOT NULL, idempotency_key text NOT NULL, pid int NOT NULL, "
-    "at timestamptz NOT NULL DEFAULT clock_timestamp())",
+    """CREATE TABLE effect (effect_id bigserial PRIMARY KEY, saga_id uuid NOT NULL, kind text NOT NULL,
+    step text NOT NULL, action text NOT NULL, attempt int NOT NULL, idempotency_key text NOT NULL, pid int NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp())""",
     # The clients': what they were about to start, what they were told is started, and how they were told that it ended.
     "CREATE TABLE intent (saga_id uuid PRIMARY KEY, context text NOT NULL, at timestamptz DEFAULT clock_timestamp())",
     "CREATE TABLE ack (saga_id uuid PRIMARY KEY, tries int NOT NULL, at timestamptz DEFAULT clock_timestamp())",

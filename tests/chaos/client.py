@@ -40,7 +40,9 @@ class Recorder:
         while True:
             try:
                 if self._pool is None:
-                    self._pool = await asyncpg.create_pool(self._url, min_size=0, max_size=3, command_timeout=5)
+                    self._pool = await asyncpg.create_pool(
+                        self._url, min_size=0, max_size=3, timeout=5, command_timeout=5
+                    )
                 await self._pool.executemany(statement, rows)
                 return
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):

@@ -96,7 +96,9 @@ async def _read_books(connection: Any, found: Evidence) -> None:
     for row in await connection.fetch("SELECT saga_id, tries FROM ack"):
         found.acks[_id(row)] = row["tries"]
     found.told = [(_id(row), row["status"]) for row in await connection.fetch("SELECT saga_id, status FROM told")]
-    columns = "saga_id, effect_id, kind, step, action, attempt, idempotency_key, pid, extract(epoch FROM at)::float8 AS at_s"
+    columns = (
+        "saga_id, effect_id, kind, step, action, attempt, idempotency_key, pid, extract(epoch FROM at)::float8 AS at_s"
+    )
     for row in await connection.fetch(f"SELECT {columns} FROM effect ORDER BY effect_id"):
         values = dict(row)
         found.effects[uuid.UUID(bytes=values.pop("saga_id").bytes)].append(Effect(**values))

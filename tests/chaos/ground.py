@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
@@ -37,11 +38,17 @@ BOOKS_OPTIONS = ("max_wal_size=256MB", "fsync=off")
 class Ground(Protocol):
     """Where a run takes place. ``books_url`` is the participants' own database, on a server of its own if it can be."""
 
-    namespace: str
-    broker_url: str
-    database_url: str
-    books_url: str
-    description: str
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def broker_url(self) -> str: ...
+    @property
+    def database_url(self) -> str: ...
+    @property
+    def books_url(self) -> str: ...
+    @property
+    def description(self) -> str:
+        """What the servers are, for people."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +177,11 @@ def why_not_private() -> str:
 
 
 @contextlib.asynccontextmanager
-async def private_ground(guardian: Guardian, *, small_disk: bool):  # type: ignore[no-untyped-def]  # noqa: ANN201
+async def private_ground(guardian: Guardian, *, small_disk: bool) -> AsyncIterator[PrivateGround]:
     """Three private servers, up and ready: policies imported, schema migrated. Raises Unavailable."""
     if refusal := why_not_private():
         raise Unavailable(refusal)
-    home = Path(tempfile.mkdtemp(prefix="watership-chaos-"))
-    guardian.made(home)
-    home.chmod(0o711)  # the servers run as users of their own, and only pass through
+    home = _home(guardian)
     disk, trouble, place = None, "", home
     if small_disk:
         try:
@@ -202,6 +207,13 @@ async def private_ground(guardian: Guardian, *, small_disk: bool):  # type: igno
     finally:
         for server in servers:
             await server.down(signal.SIGKILL)
+
+
+def _home(guardian: Guardian) -> Path:
+    home = Path(tempfile.mkdtemp(prefix="watership-chaos-"))
+    guardian.made(home)
+    home.chmod(0o711)  # the servers run as users of their own, and only pass through
+    return home
 
 
 async def _install_policies(broker: Server) -> None:

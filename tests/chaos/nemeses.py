@@ -38,6 +38,7 @@ class Nemesis(abc.ABC):
     async def strike(self, chance: random.Random) -> str:
         """Strikes; what was struck. Raises `Miss`."""
 
+    @abc.abstractmethod
     async def heal(self) -> None:
         """Undoes it."""
 
@@ -191,6 +192,31 @@ class BrokerSetting(Nemesis):
                 await asyncio.sleep(1.0)
 
 
+class FullQueue(BrokerSetting):
+    """A queue that takes one message more at most, while all that consume it are stopped: its senders are refused."""
+
+    def __init__(self, what: str, pattern: str, system: System, consumers: str, broker: Server) -> None:
+        # One policy is in force for a queue, that of the highest priority: so it repeats the delivery limit.
+        limits = '{"max-length": 1, "overflow": "reject-publish", "delivery-limit": 1000000000}'
+        policy = f"chaos-{what}"
+        on = ["set_policy", "--priority", "20", "--apply-to", "queues", policy, rf"^[A-Za-z0-9_-]+[.]{pattern}", limits]
+        super().__init__(f"full {what} queue", broker, on, ["clear_policy", policy])
+        self._system, self._consumers = system, consumers
+        self._stopped: list[Process] = []
+
+    async def strike(self, chance: random.Random) -> str:
+        on = await super().strike(chance)
+        paused = [self._system.pause(actor) for actor in self._system.of(self._consumers)]
+        self._stopped = [process for process in paused if process is not None]
+        return f"{on}, and {len(self._stopped)} {self._consumers}s stopped"
+
+    async def heal(self) -> None:
+        for process in self._stopped:
+            process.send_signal(signal.SIGCONT)
+        self._stopped = []
+        await super().heal()
+
+
 class FullDisk(Nemesis):
     """The disk of the sagas' database has no room left. A server that died of it is started when there is room again."""
 
@@ -236,19 +262,9 @@ def all_nemeses(system: System) -> tuple[list[Nemesis], list[str]]:
             ["set_vm_memory_high_watermark", "0.0001"],
             ["set_vm_memory_high_watermark", "0.4"],
         ),
-        *(
-            BrokerSetting(f"full {what} queue", broker, *_full_queue(what, pattern))
-            for what, pattern in (("start", "start$"), ("step", "step[.]"))
-        ),
+        FullQueue("start", "start$", system, "orchestrator", broker),
+        FullQueue("step", "step[.]", system, "worker", broker),
     ]
     if ground.disk is None:
         return found, [f"full disk: {ground.disk_trouble or 'it was not asked for'}"]
     return [*found, FullDisk(ground.disk, ground.sagas)], []
-
-
-def _full_queue(what: str, pattern: str) -> tuple[list[str], list[str]]:
-    """One policy is in force for a queue, that of the highest priority: so it repeats the delivery limit."""
-    definition = '{"max-length": 1, "overflow": "reject-publish", "delivery-limit": 1000000000}'
-    name = f"chaos-{what}"
-    on = ["set_policy", "--priority", "20", "--apply-to", "queues", name, rf"^[A-Za-z0-9_-]+[.]{pattern}", definition]
-    return on, ["clear_policy", name]

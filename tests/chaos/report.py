@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -34,7 +35,10 @@ def report(evidence: Evidence, struck: Sequence[Struck], figures: Figures, breac
     lines += _section("sagas", {"started": len(evidence.intents), "confirmed": len(evidence.acks), **ends})
     lines += _section("what it took", _efforts(evidence, figures.words))
     drained = f"{figures.drained_s:.1f}" if figures.drained_s is not None else "not drained"
-    quiet = {"longest without progress, s": f"{longest_silence_s(evidence):.1f}", "to drain after the faults, s": drained}
+    quiet = {
+        "longest without progress, s": f"{longest_silence_s(evidence):.1f}",
+        "to drain after the faults, s": drained,
+    }
     lines += _section("time", quiet)
     found = Counter(breach.law for breach in breaches)
     lines += _section("breaches", {law.__name__.replace("_", " "): found[law.__name__] for law in LAWS})
@@ -49,7 +53,7 @@ def report(evidence: Evidence, struck: Sequence[Struck], figures: Figures, breac
 def longest_silence_s(evidence: Evidence) -> float:
     """The longest time in which no saga's log grew, between its first entry and its last."""
     moments = sorted(entry.at_ms for entries in evidence.log.values() for entry in entries)
-    return max((after - before for before, after in zip(moments, moments[1:], strict=False)), default=0) / 1000
+    return max((after - before for before, after in itertools.pairwise(moments)), default=0) / 1000
 
 
 def _faults(struck: Sequence[Struck]) -> dict[str, str]:

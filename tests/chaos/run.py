@@ -29,6 +29,8 @@ WORDS = {
     "replies that had to be sent again": "replies are not confirmed",
     "batches that waited for the database": "messages wait",
 }
+# Little in hand, so that a queue can be full while its consumers are stopped.
+SETTINGS = {"WATERSHIP_PREFETCH": "25", "WATERSHIP_CONCURRENCY": "8", "WATERSHIP_REAP_EVERY_S": "0.5"}
 SETTLED = "status IN ('COMPLETED', 'COMPENSATED') AND NOT owed OR parked_reason IS NOT NULL AND NOT owed"
 
 
@@ -63,7 +65,7 @@ async def run(
     say(f"chaos: seed {options.seed}; {ground.description}")
     await run_sql(ground.books_url, *books.SCHEMA)
     load = (options.seed, options.sagas, options.sagas / options.faults_s)
-    system = System(ground, guardian, directory, load, extra={})
+    system = System(ground, guardian, directory, load, SETTINGS)
     async with system.running(options.cast):
         nemeses, out_of_reach = all_nemeses(system)
         for sentence in out_of_reach:
@@ -72,8 +74,8 @@ async def run(
         season = Season(options.seed, chosen, say)
         for actor in system.of("client"):
             system.start(actor)
-        await season.run(plan(options.seed, chosen, options.faults_s))
-        say(f"{options.faults_s:6.1f} s  all is healed; draining")
+        await season.run(plan(options.seed, chosen, options.faults_s), options.faults_s)
+        say(f"{options.faults_s:6.1f} s  all is healed; {await _standing(ground)}")
         drained_s = await _drained(system, options)
         say(f"drained after {drained_s:.1f} s" if drained_s is not None else "NOT drained in time")
         await _heard(system)
@@ -86,17 +88,31 @@ async def run(
 
 
 async def _drained(system: System, options: Options) -> float | None:
-    """Seconds until all that was confirmed has ended and the clients are done; None: not within the time."""
+    """Seconds until all orders are placed and their sagas are settled; None: not within the time."""
     began_s = time.monotonic()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(options.drain_within_s):
-            while not await _is_drained(system.ground, options.sagas):
+            while True:
+                standing = await _standing(system.ground)
+                if standing is not None and standing.confirmed == standing.settled == options.sagas:
+                    return time.monotonic() - began_s
                 await asyncio.sleep(0.25)
-            return time.monotonic() - began_s
     return None
 
 
-async def _is_drained(ground: Ground, sagas: int) -> bool:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the load is."""
+
+    confirmed: int
+    sagas: int
+    settled: int
+
+    def __str__(self) -> str:
+        return f"{self.confirmed} starts confirmed, {self.sagas} sagas there, {self.settled} of them settled"
+
+
+async def _standing(ground: Ground) -> Standing | None:
     ledger: Any = None
     rows: Any = None
     try:
@@ -104,14 +120,13 @@ async def _is_drained(ground: Ground, sagas: int) -> bool:
         confirmed = await ledger.fetchval("SELECT count(*) FROM ack")
         rows = await asyncpg.connect(books.plain(ground.database_url), timeout=5)
         query = f"SELECT count(*), count(*) FILTER (WHERE {SETTLED}) FROM watership_saga WHERE namespace = $1"
-        there, settled = await rows.fetchrow(query, ground.namespace)
+        return Standing(confirmed, *await rows.fetchrow(query, ground.namespace))
     except (OSError, asyncpg.PostgresError):
-        return False  # it is still starting
+        return None  # a server is still starting
     finally:
         for connection in (ledger, rows):
             if connection is not None:
                 await connection.close()
-    return confirmed == sagas == there == settled
 
 
 async def _heard(system: System) -> None:

@@ -11,6 +11,10 @@ from typing import Protocol
 
 from tests.chaos.nemeses import Miss, Nemesis
 
+# A strike that could not be is tried again for so long.
+LATE_S = 15.0
+TRY_AGAIN_S = 0.5
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Strike:
@@ -41,12 +45,13 @@ class HasIntervals(Protocol):
 
 
 def plan(seed: int, nemeses: Iterable[HasIntervals], duration_s: float) -> list[Strike]:
-    """All strikes of a run, in their order. Each nemesis comes once at least, and is healed when the time is up."""
+    """All strikes of a run, in their order. Each nemesis comes once at least, in time to be healed at the end."""
     strikes: list[Strike] = []
     for nemesis in nemeses:
         # Of its own, so that one nemesis more or less does not change the others.
         chance = random.Random(f"{seed} {nemesis.name}")
-        at_s = chance.uniform(0.02, 0.7) * min(duration_s, 3 * nemesis.every_s[1])
+        latest_s = min(max(duration_s - nemesis.for_s[1], 0.1 * duration_s), 2 * nemesis.every_s[1])
+        at_s = chance.uniform(0.02, 1.0) * latest_s
         while at_s < duration_s:
             for_s = min(chance.uniform(*nemesis.for_s), max(duration_s - at_s, 0.0))
             strikes.append(Strike(at_s, for_s, nemesis.name))
@@ -59,38 +64,47 @@ class Season:
 
     def __init__(self, seed: int, nemeses: Sequence[Nemesis], say: Callable[[str], None]) -> None:
         self._nemeses = {nemesis.name: nemesis for nemesis in nemeses}
-        self._chances = {name: random.Random(f"{seed} {name} targets") for name in self._nemeses}
+        self._seed = seed
         self._say = say
         self._began_s = time.monotonic()
         self.struck: list[Struck] = []
 
-    async def run(self, strikes: Sequence[Strike]) -> None:
-        """Strikes and heals, each nemesis by itself; all is healed on return."""
+    async def run(self, strikes: Sequence[Strike], duration_s: float) -> None:
+        """Strikes and heals, each nemesis by itself, for so long; all is healed on return."""
         self._began_s = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.sleep(duration_s))
                 for name in self._nemeses:
                     own = [strike for strike in strikes if strike.nemesis == name]
-                    group.create_task(self._follow(name, own), name=name)
+                    group.create_task(self._follow(name, own, duration_s), name=name)
         finally:
             for nemesis in self._nemeses.values():  # also when the run is broken off
                 await nemesis.heal()
 
-    async def _follow(self, name: str, strikes: Sequence[Strike]) -> None:
+    async def _follow(self, name: str, strikes: Sequence[Strike], until_s: float) -> None:
         nemesis = self._nemeses[name]
-        for strike in strikes:
+        for number, strike in enumerate(strikes):
             await asyncio.sleep(strike.at_s - self._now_s)
-            try:
-                what, missed = await nemesis.strike(self._chances[name]), False
-            except Miss as why:
-                what, missed = str(why), True
+            while True:  # what is in its way passes, mostly
+                try:
+                    chance = random.Random(f"{self._seed} {name} {number}")
+                    what, missed = await nemesis.strike(chance), False
+                    break
+                except Miss as why:
+                    what, missed = str(why), True
+                if self._now_s > strike.at_s + LATE_S:
+                    break
+                await asyncio.sleep(TRY_AGAIN_S)
             struck = Struck(name, what, self._now_s, missed=missed)
             self.struck.append(struck)
             self._say(f"{struck.began_s:6.1f} s  {name}: {'missed: ' if missed else ''}{what}")
             if not missed:
-                await asyncio.sleep(max(0.0, strike.at_s + strike.for_s - self._now_s))
+                await asyncio.sleep(min(strike.for_s, max(0.0, until_s - self._now_s)))
             await nemesis.heal()
             struck.healed_s = self._now_s
+            if self._now_s >= until_s:
+                return
 
     @property
     def _now_s(self) -> float:

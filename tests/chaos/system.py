@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 from tests.chaos.books import plain
@@ -55,7 +55,12 @@ class System:
     """The processes of a run."""
 
     def __init__(
-        self, ground: Ground, guardian: Guardian, directory: Path, load: tuple[int, int, float], *, extra: dict[str, str]
+        self,
+        ground: Ground,
+        guardian: Guardian,
+        directory: Path,
+        load: tuple[int, int, float],
+        settings: dict[str, str],
     ) -> None:
         self.ground = ground
         self.actors: list[Actor] = []
@@ -63,10 +68,10 @@ class System:
         self._guardian = guardian
         self._processes = Processes(directory)
         self._load = load  # seed, sagas, sagas a second
-        self._extra = extra
+        self._settings = settings
 
     @contextlib.asynccontextmanager
-    async def running(self, cast: dict[str, int]):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    async def running(self, cast: dict[str, int]) -> AsyncIterator[System]:
         """``cast``: how many there are of each kind. All run, and all have ended after the block."""
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._processes.end)
@@ -151,7 +156,7 @@ class System:
 
     def _environment(self, actor: Actor) -> dict[str, str]:
         ground = self.ground
-        environment = {"WATERSHIP_NAMESPACE": ground.namespace, "WATERSHIP_REAP_EVERY_S": "0.5", **self._extra}
+        environment = {"WATERSHIP_NAMESPACE": ground.namespace, **self._settings}
         broker = actor.links["broker"].url_for(ground.broker_url)
         environment["WATERSHIP_BROKER_URL"] = broker
         if "database" in actor.links:
