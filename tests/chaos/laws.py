@@ -149,18 +149,36 @@ def plain_effects_undone(evidence: Evidence) -> Iterator[str]:
 
     But for what a killed worker did late and could not report (`unreported`): nothing but a barrier helps there.
     """
-    excused = unreported(evidence)
+    excused = _unreported(evidence)
     for saga_id, row, effects in _sagas_of(evidence, Kind.PLAIN):
         acts, undos = _by_step(effects, "act"), _by_step(effects, "compensate")
         if row["status"] == "COMPLETED" and (len(acts) != len(STEPS) or undos):
             yield f"saga {saga_id} is COMPLETED; what acted: {sorted(acts)}, what was undone: {sorted(undos)}"
+        for step, line in _left_behind(row, acts, undos):
+            if line not in excused:
+                yield f"saga {saga_id} is COMPENSATED, and {step} acted after it was undone last (effect {line})"
+
+
+def unreported(evidence: Evidence) -> int:
+    """How many effects of plain participants were left behind by workers that were killed before they could report."""
+    killed = _unreported(evidence)
+    return sum(
+        line in killed
+        for _, row, effects in _sagas_of(evidence, Kind.PLAIN)
+        for _, line in _left_behind(row, _by_step(effects, "act"), _by_step(effects, "compensate"))
+    )
+
+
+def _left_behind(
+    row: Mapping[str, Any], acts: Mapping[str, list[int]], undos: Mapping[str, list[int]]
+) -> Iterator[tuple[str, int]]:
+    """The effects of a saga that is COMPENSATED after which there is no undoing, with their steps."""
+    if row["status"] == "COMPENSATED":
         for step, lines in acts.items():
-            left = [line for line in lines if line not in excused and line > max(undos.get(step, [0]))]
-            if row["status"] == "COMPENSATED" and left:
-                yield f"saga {saga_id} is COMPENSATED, and {step} acted after it was undone last (effects {left})"
+            yield from ((step, line) for line in lines if line > max(undos.get(step, [0])))
 
 
-def unreported(evidence: Evidence) -> set[int]:
+def _unreported(evidence: Evidence) -> set[int]:
     """Effects whose worker was killed soon after: it may not have been able to report them."""
     killed = {kill.pid: kill.at_s for kill in evidence.kills}
     return {

@@ -84,7 +84,7 @@ def _efforts(evidence: Evidence, words: Mapping[str, int]) -> dict[str, object]:
         "acts given up as overdue": changes[Overdue],
         "late acts that were undone": changes[LateAct],
         "acts that ran twice (plain)": sum(count > 1 for count in acts.values()),
-        "effects of workers killed soon after": len(unreported(evidence)),
+        "acts left behind by killed workers (plain)": unreported(evidence),
         "lines in Watership's ledger": evidence.late_lines,
     }
 

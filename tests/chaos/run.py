@@ -72,6 +72,7 @@ async def run(
             say(f"not struck: {sentence}")
         chosen = options.adjust([nemesis for nemesis in nemeses if not options.only or nemesis.group in options.only])
         season = Season(options.seed, chosen, say)
+        system.began_s = time.time()
         for actor in system.of("client"):
             system.start(actor)
         await season.run(plan(options.seed, chosen, options.faults_s), options.faults_s)

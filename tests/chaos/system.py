@@ -65,6 +65,7 @@ class System:
         self.ground = ground
         self.actors: list[Actor] = []
         self.kills: list[Kill] = []
+        self.began_s = time.time()  # seconds since the epoch: when the load began
         self._guardian = guardian
         self._processes = Processes(directory)
         self._load = load  # seed, sagas, sagas a second
@@ -165,5 +166,6 @@ class System:
             environment["BOOKS_URL"] = plain(actor.links["books"].url_for(ground.books_url))
         if actor.kind == "client":
             environment |= {"CHAOS_BROKER_URL": broker, "CHAOS_NAMESPACE": ground.namespace}
+            environment["CHAOS_BEGAN_S"] = repr(self.began_s)
             environment["LEDGER_URL"] = plain(ground.books_url)
         return environment
