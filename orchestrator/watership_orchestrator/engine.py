@@ -255,8 +255,9 @@ class Engine:
             ]
         )
         taken = [j.saga_id for j in judgements if j.is_new and j.saga_id not in made]
-        for saga_id, ours in (await batch.existing(taken)).items():
-            if ours:
+        existing = await batch.existing(taken)
+        for saga_id in taken:
+            if existing.get(saga_id, True):  # ours, or about to be there
                 result.again.extend(by_saga[saga_id])
             else:
                 result.rejections.extend(_taken(arrival) for arrival in by_saga[saga_id])

@@ -43,8 +43,11 @@ _DUE = sa.text(
     "SELECT saga_id FROM watership_saga WHERE namespace = :namespace AND driver = 'orchestrator' "  # noqa: S608
     f"AND wake_at_ms <= {_NOW_MS} AND machine_version <= CAST(:version AS int) ORDER BY wake_at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
 )
+# An id that another transaction is inserting would be waited for, and with it the whole batch: for as long as a process
+# that is stopped in the middle of its own keeps that open. So a saga is made under an advisory lock on its id, or not now.
+_FREE_TO_MAKE = "pg_try_advisory_xact_lock(hashtextextended(CAST(u.saga_id AS text), 0))"
 _INSERT = sa.text(
-    "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "
+    "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "  # noqa: S608
     "input_hash, machine_version, parked_reason, reply_to, traceparent, due_at_ms, wake_at_ms, created_at_ms, "
     "updated_at_ms) "
     "SELECT u.saga_id, CAST(:namespace AS text), 'orchestrator', u.name, u.plan_hash, u.status, u.seq, u.context, u.state, u.step, "
@@ -55,7 +58,8 @@ _INSERT = sa.text(
     "CAST(:input_hash AS text[]), CAST(:parked_reason AS text[]), CAST(:reply_to AS text[]), "
     "CAST(:traceparent AS text[]), CAST(:due_at_ms AS bigint[])) "
     "AS u(saga_id, name, plan_hash, status, seq, context, state, step, input_hash, parked_reason, reply_to, "
-    "traceparent, due_at_ms) ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
+    f"traceparent, due_at_ms) WHERE {_FREE_TO_MAKE} ORDER BY u.saga_id "
+    "ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
 )
 # wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked
 # (`looked`), or nothing is to be waited for any more. So an update on the hot path stays heap-only.
@@ -191,7 +195,7 @@ class Batch:
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
-        """Makes sagas; the ids that were still free."""
+        """Makes sagas; the ids that were free. Of the others, those that do not exist are being made elsewhere just now."""
         if not rows:
             return set()
         values = _columns(rows)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.ground import GivenGround, Ground, PrivateGround, private_ground, why_not_private
+from tests.chaos import books, steps
+from tests.chaos.ground import GivenGround, Ground, PrivateGround, private_ground, run_sql, why_not_private
 from tests.chaos.guardian import Guardian
+from tests.support.endpoints import run
+from tests.support.servers import Session
 
 HERE = Path(__file__).parent
 
@@ -37,6 +40,18 @@ async def private(guardian: Guardian) -> AsyncIterator[PrivateGround]:
 
 
 @pytest.fixture
+def given(
+    server_session: Session, broker_url: str, database_url: str, namespace: str, step_queues: set[str]
+) -> Iterator[GivenGround]:
+    """The servers that the other tests have; the books are there."""
+    step_queues.update(steps.worker.queues())
+    books_url = server_session.create_database()
+    run(run_sql(books_url, *books.SCHEMA))
+    yield GivenGround(namespace, broker_url, database_url, books_url)
+    server_session.drop_database(books_url)
+
+
+@pytest.fixture
 async def ground(request: pytest.FixtureRequest, guardian: Guardian) -> AsyncIterator[Ground]:
     """Private servers if they can be had; else what the other tests have, and those are not struck themselves."""
     if not (refusal := why_not_private()):
@@ -44,8 +59,4 @@ async def ground(request: pytest.FixtureRequest, guardian: Guardian) -> AsyncIte
             yield ground
         return
     print(f"no private servers on this host: {refusal}")  # noqa: T201 - shown where a test fails
-    session = request.getfixturevalue("server_session")
-    database_url, namespace = request.getfixturevalue("database_url"), request.getfixturevalue("namespace")
-    books_url = session.create_database()
-    yield GivenGround(namespace, request.getfixturevalue("broker_url"), database_url, books_url)
-    session.drop_database(books_url)
+    yield request.getfixturevalue("given")

@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 
 from watership.saga.storage import migrations
 
+from tests.chaos.books import SCHEMA
 from tests.chaos.guardian import ROOT, Guardian
 from tests.support import apt_servers
 from tests.support.apt_servers import Program
@@ -201,6 +202,7 @@ async def private_ground(guardian: Guardian, *, small_disk: bool) -> AsyncIterat
     try:
         await asyncio.gather(sagas.up(), books.up())
         await migrations.upgrade(sagas.program.url)
+        await run_sql(books.program.url, *SCHEMA)
         await broker.up()
         await _install_policies(broker)
         yield PrivateGround(broker, sagas, books, disk, trouble)

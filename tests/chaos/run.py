@@ -14,7 +14,7 @@ import asyncpg
 
 from tests.chaos import books
 from tests.chaos.evidence import Evidence, gather
-from tests.chaos.ground import Ground, run_sql
+from tests.chaos.ground import Ground
 from tests.chaos.guardian import Guardian
 from tests.chaos.laws import Breach, breaches
 from tests.chaos.nemeses import Nemesis, all_nemeses
@@ -63,7 +63,6 @@ async def run(
 ) -> Outcome:
     """The run. Raises only what is wrong with the run itself: what the system does wrong is in the outcome."""
     say(f"chaos: seed {options.seed}; {ground.description}")
-    await run_sql(ground.books_url, *books.SCHEMA)
     load = (options.seed, options.sagas, options.sagas / options.faults_s)
     system = System(ground, guardian, directory, load, SETTINGS)
     async with system.running(options.cast):
