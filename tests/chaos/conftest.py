@@ -52,11 +52,21 @@ def given(
 
 
 @pytest.fixture
-async def ground(request: pytest.FixtureRequest, guardian: Guardian) -> AsyncIterator[Ground]:
-    """Private servers if they can be had; else what the other tests have, and those are not struck themselves."""
-    if not (refusal := why_not_private()):
-        async with private_ground(guardian, small_disk=True) as ground:
-            yield ground
-        return
+def instead(request: pytest.FixtureRequest) -> GivenGround | None:
+    """The given servers where there can be no private ones."""
+    refusal = why_not_private()
+    if not refusal:
+        return None
     print(f"no private servers on this host: {refusal}")  # noqa: T201 - shown where a test fails
-    yield request.getfixturevalue("given")
+    found: GivenGround = request.getfixturevalue("given")
+    return found
+
+
+@pytest.fixture
+async def ground(instead: GivenGround | None, guardian: Guardian) -> AsyncIterator[Ground]:
+    """Private servers if they can be had; else what the other tests have, and those are not struck themselves."""
+    if instead is not None:
+        yield instead
+        return
+    async with private_ground(guardian, small_disk=True) as ground:
+        yield ground
