@@ -326,6 +326,8 @@ inline owed_again(m) {
 /* One message. Its entry, if it made one, is known to every copy of it from now on. */
 inline arrival(m, again) {
     changed = 0; effect = NOTHING;
+    SAY(("engine %d judges %c%d attempt %d run %d outcome %d, command redelivered %d, message redelivered %d, known %d\n", me,
+        NAME_OF(M_ACTION(m)), M_ATTEMPT(m), M_RUN(m), M_OUTCOME(m), M_COMMAND_REDELIVERED(m), M_REDELIVERED(m), M_KNOWN(m)));
     awaited_ = IS_REPLY(m) && AWAITS(M_ACTION(m), M_ATTEMPT(m));
     if
     :: MUTANT_APPLIES_ANY_REPLY && IS_REPLY(m) && M_ATTEMPT(m) <= R.attempt[M_ACTION(m)] && R.phase[M_ACTION(m)] == AWAITED -> awaited_ = 1

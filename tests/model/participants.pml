@@ -65,7 +65,7 @@ inline run_handler(k) {
     :: outcome_ = DONE; run_ = 1
     :: mishaps > 0 -> mishaps--; outcome_ = FAILED; run_ = 0
     :: mishaps > 0 -> mishaps--; outcome_ = UNKNOWN; run_ = 0
-    :: mishaps > 0 -> mishaps--; outcome_ = UNKNOWN; run_ = 1
+    :: mishaps > 0 -> mishaps--; outcome_ = UNKNOWN; run_ = 1; SAY(("(with an effect)\n"))
     fi;
     d_step {
         if
@@ -79,6 +79,7 @@ inline run_handler(k) {
 inline answer(me, out, again) {
     d_step {
         name_run(C_ACTION(serving[me]), C_ATTEMPT(serving[me]));
+        SAY(("worker %d ran %c%d attempt %d: outcome %d\n", me, NAME_OF(C_ACTION(serving[me])), C_ATTEMPT(serving[me]), out));
         reply[me] = MESSAGE(out, C_ACTION(serving[me]), C_ATTEMPT(serving[me]), run_, again);
         run_ = 0; outcome_ = 0; m_ = 0
     }
@@ -145,31 +146,34 @@ running:
             answer(me, outcome_, C_IS_REDELIVERED(serving[me]))
 #endif
         }
-    :: atomic { FAULT(CRASH) -> faults--; give_command_back(me); stop_serving(me); goto idle }
-    :: atomic { FAULT(CUT) && serving_unacked[me] -> faults--; give_command_back(me); goto running }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("worker %d dies\n", me)); give_command_back(me); stop_serving(me); goto idle }
+    :: atomic { FAULT(CUT) && serving_unacked[me] -> faults--; SAY(("worker %d: its link is cut\n", me)); give_command_back(me); goto running }
     fi;
 replying:
     if
-    :: atomic { true -> put(MESSAGES, reply[me]) }
+    :: atomic { CRASH || CUT -> put(MESSAGES, reply[me]) }
+    :: atomic { !CRASH && !CUT -> put(MESSAGES, reply[me]); stop_serving(me); goto idle }
     :: atomic { FAULT(UNCONFIRMED) -> faults--; put(MESSAGES, reply[me]); goto replying } /* it is sent again */
-    :: atomic { FAULT(CRASH) -> faults--; give_command_back(me); stop_serving(me); goto idle }
-    :: atomic { FAULT(CUT) && serving_unacked[me] -> faults--; give_command_back(me); goto replying }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("worker %d dies\n", me)); give_command_back(me); stop_serving(me); goto idle }
+    :: atomic { FAULT(CUT) && serving_unacked[me] -> faults--; SAY(("worker %d: its link is cut\n", me)); give_command_back(me); goto replying }
     fi;
+#if CRASH || CUT
 acknowledging:
     if
-    :: atomic { true -> stop_serving(me); goto idle }
-    :: atomic { FAULT(CRASH) && serving_unacked[me] -> faults--; give_command_back(me); stop_serving(me); goto idle }
+    :: atomic { stop_serving(me); goto idle }
+    :: atomic { (FAULT(CRASH) || FAULT(CUT)) && serving_unacked[me] -> faults--; SAY(("worker %d dies\n", me)); give_command_back(me); stop_serving(me); goto idle }
     fi
+#endif
 }
 
 proctype Channel() {
     byte place;
     do
-    :: atomic { FAULT(DUPLICATE) && messages(0) != 0 -> faults--;
+    :: atomic { FAULT(DUPLICATE) && messages(0) != 0 -> faults--; SAY(("a message doubles\n"));
         choose(MESSAGES, place); put(MESSAGES, messages(place)); place = 0 }
-    :: atomic { FAULT(DUPLICATE) && commands(0) != 0 -> faults--;
+    :: atomic { FAULT(DUPLICATE) && commands(0) != 0 -> faults--; SAY(("a command doubles\n"));
         choose(COMMANDS, place); put(COMMANDS, commands(place)); place = 0 }
-    :: atomic { FAULT(LOSE) && commands(0) != 0 -> faults--;
+    :: atomic { FAULT(LOSE) && commands(0) != 0 -> faults--; SAY(("a command is lost\n"));
         choose(COMMANDS, place); take_away(COMMANDS, place); place = 0 }
     od
 }
@@ -178,6 +182,7 @@ proctype Channel() {
 proctype Watcher() {
     byte s;
     timeout;
+    SAY(("at rest: status %d parked %d told %d; in place %d %d, acted after its undoing %d %d\n", row.status, row.parked, told, in_place[0], in_place[1], acted_after[0], acted_after[1]));
     ENDS(row.status == COMPLETED || row.status == COMPENSATED || row.parked);
     TOLD(told);
     do

@@ -46,11 +46,11 @@ inline remember(m, code) {
 
 /* What it decided and has not sent, or not marked. */
 #define in_hand(e) (send_notice[e] != 0 || to_settle[e] || sends(e))
-#define at_work(e) (in_hand(e) && !stood_still[e])
+#define at_work(e) (!stood_still[e] && (in_hand(e) || judged[2 * (e)]))
 #if ORCHESTRATORS == 2
-#define engines_at_work (at_work(0) || at_work(1))
+#define engines_at_work (messages(0) || at_work(0) || at_work(1))
 #else
-#define engines_at_work at_work(0)
+#define engines_at_work (messages(0) || at_work(0))
 #endif
 #if STEPS == 2
 #define sends(e) (send_attempt[(e)*K] || send_attempt[(e)*K + 1] || send_attempt[(e)*K + 2] || send_attempt[(e)*K + 3])
@@ -93,12 +93,17 @@ inline check_covered() {
  * that stands still counts for nothing: whoever waits for it waits for longer than any deadline. */
 #define asks(c, k) (c && C_ACTION(c) == k && C_ATTEMPT(c) == row.attempt[k])
 #define answers(m, k) (IS_REPLY(m) && M_ACTION(m) == k && M_ATTEMPT(m) == row.attempt[k])
-#define will_send(e, k) (!stood_still[e] && send_attempt[(e) * K + k] == row.attempt[k])
-#define in_queues(k) (asks(commands(0), k) || asks(commands(1), k) || asks(commands(2), k) || asks(commands(3), k) || asks(commands(4), k) || answers(messages(0), k) || answers(messages(1), k) || answers(messages(2), k) || answers(messages(3), k) || answers(messages(4), k))
+#define brings_back(m, k) (M_KNOWN(m) && M_EFFECT(m) == COMMAND_CODE(k, row.attempt[k]))
+#define about(m, k) (answers(m, k) || brings_back(m, k))
+#define holds(e, k) (about(judged[2 * (e)], k) || about(judged[2 * (e) + 1], k) || send_attempt[(e) * K + k] == row.attempt[k])
+#define at_engine(e, k) (!stood_still[e] && holds(e, k))
+#define in_queues_at(i, k) (asks(commands(i), k) || about(messages(i), k))
+#define in_four_from(i, k) (in_queues_at(i, k) || in_queues_at(i + 1, k) || in_queues_at(i + 2, k) || in_queues_at(i + 3, k))
+#define in_queues(k) (in_four_from(0, k) || in_four_from(4, k))
 #if ORCHESTRATORS == 2
-#define at_engines(k) (answers(judged[0], k) || answers(judged[1], k) || answers(judged[2], k) || answers(judged[3], k) || will_send(0, k) || will_send(1, k))
+#define at_engines(k) (at_engine(0, k) || at_engine(1, k))
 #else
-#define at_engines(k) (answers(judged[0], k) || answers(judged[1], k) || will_send(0, k))
+#define at_engines(k) at_engine(0, k)
 #endif
 #if WORKERS == 2
 #define at_workers(k) (asks(serving[0], k) || asks(serving[1], k))
@@ -140,7 +145,8 @@ inline commit(me, by_message) {
     fi;
     if
     :: moved && !by_message && (final_ || notice != NOTHING) && !MUTANT_REAPER_OWES_AFTER_COMMIT -> R.owed = IN_DOUBT
-    :: moved && (by_message || !(final_ || notice != NOTHING)) && owed_before != NOT_OWED && !awaited_ -> R.owed = NOT_OWED
+    :: moved && (by_message || !(final_ || notice != NOTHING)) && owed_before != NOT_OWED && !awaited_ &&
+        !(MEND_PARKED_NOTICE && parked_before) -> R.owed = NOT_OWED
     :: else
     fi;
     to_settle[me] = !by_message && (moved || owed_before != NOT_OWED);
@@ -158,6 +164,10 @@ inline commit(me, by_message) {
         i_ = 0
     :: else
     fi;
+    SAY(("    committed: status %d parked %d owed %d moved %d; A0 %d/%d U0 %d/%d A1 %d/%d U1 %d/%d; sends %d %d %d %d notice %d\n",
+        R.status, R.parked, R.owed, moved, R.phase[0], R.attempt[0], R.phase[1], R.attempt[1], R.phase[2], R.attempt[2],
+        R.phase[3], R.attempt[3], send_attempt[me * K], send_attempt[me * K + 1], send_attempt[me * K + 2],
+        send_attempt[me * K + 3], send_notice[me]));
     if
     :: status_before != R.status || parked_before != R.parked -> told = 0
     :: else
@@ -218,7 +228,8 @@ inline send_command(me, k) {
         LAW_3_TURN_FIRST(IS_ACT(k) || row.status == COMPENSATING || row.status == COMPENSATED);
         LAW_3_PUBLISHED(!IS_ACT(k) || row.status == RUNNING);
         if
-        :: put(COMMANDS, COMMAND(k, send_attempt[me * K + k], (IS_ACT(k) -> 1 : send_generation[me * STEPS + STEP(k)])));
+        :: SAY(("engine %d sends %c%d attempt %d: confirmed\n", me, NAME_OF(k), send_attempt[me * K + k]));
+            put(COMMANDS, COMMAND(k, send_attempt[me * K + k], (IS_ACT(k) -> 1 : send_generation[me * STEPS + STEP(k)])));
             d_step {
                 if
                 :: confirmed[k] < send_attempt[me * K + k] -> confirmed[k] = send_attempt[me * K + k]
@@ -226,9 +237,12 @@ inline send_command(me, k) {
                 fi
             }
         :: FAULT(UNCONFIRMED) -> faults--; owing[me] = IN_DOUBT;
+            SAY(("engine %d sends %c%d attempt %d: delivered, not confirmed\n", me, NAME_OF(k), send_attempt[me * K + k]));
             put(COMMANDS, COMMAND(k, send_attempt[me * K + k], (IS_ACT(k) -> 1 : send_generation[me * STEPS + STEP(k)])))
-        :: FAULT(UNCONFIRMED) -> faults--; owing[me] = IN_DOUBT
+        :: FAULT(UNCONFIRMED) -> faults--; owing[me] = IN_DOUBT;
+            SAY(("engine %d sends %c%d attempt %d: lost, not confirmed\n", me, NAME_OF(k), send_attempt[me * K + k]))
         :: FAULT(RETURNED) -> faults--;
+            SAY(("engine %d sends %c%d attempt %d: returned\n", me, NAME_OF(k), send_attempt[me * K + k]));
             owing[me] = (owing[me] == IN_DOUBT -> IN_DOUBT : RETURNED_COMMAND(k, send_attempt[me * K + k]))
         fi
     :: else
@@ -243,7 +257,7 @@ inline send_notice_of(me) {
                 told = told || (send_notice[me] == PARKED && row.parked) ||
                     (send_notice[me] == ENDED_COMPLETED && row.status == COMPLETED) ||
                     (send_notice[me] == ENDED_COMPENSATED && row.status == COMPENSATED) }
-        :: FAULT(UNCONFIRMED) -> faults--; owing[me] = IN_DOUBT
+        :: FAULT(UNCONFIRMED) -> faults--; owing[me] = IN_DOUBT; SAY(("engine %d tells how it stands: lost\n", me))
         fi
     :: else
     fi
@@ -267,13 +281,19 @@ inline mark(me) {
         if
         :: owing[me] != NOT_OWED ->
             if
-            :: !overtaken[me] && !MUTANT_OWES_NOTHING -> row.owed = owing[me]
-            :: else
+            :: !overtaken[me] && !MUTANT_OWES_NOTHING -> row.owed = owing[me]; SAY(("engine %d marks the debt %d\n", me, owing[me]))
+            :: else -> SAY(("engine %d does not mark the debt %d: the saga has moved\n", me, owing[me]))
             fi
-        :: owing[me] == NOT_OWED && to_settle[me] && !overtaken[me] -> row.owed = NOT_OWED
+        :: owing[me] == NOT_OWED && to_settle[me] && !overtaken[me] -> row.owed = NOT_OWED; SAY(("engine %d settles\n", me))
         :: else
         fi
     }
+}
+
+inline acknowledge(me) {
+    SAY(("engine %d acknowledges\n", me));
+    let_go(me);
+    d_step { check_covered() }
 }
 
 proctype Orchestrator(byte me) {
@@ -307,6 +327,10 @@ judging:
             :: else
             fi;
             withdraw_overtaken();
+            if
+            :: changed && MEND_OVERTAKEN -> remember(judged[2 * me + (judged[2 * me + 1] != 0 -> 1 : 0)], effect)
+            :: else
+            fi;
             commit(me, 1);
             if
             :: MUTANT_TURNS_AFTER_SENDING && status_before == RUNNING && row.status == COMPENSATING -> row.status = RUNNING
@@ -319,37 +343,50 @@ judging:
             fi;
             check_covered() }
         }
-    :: atomic { FAULT(CRASH) -> faults--; give_back(me); let_go(me); goto idle }
-    :: atomic { FAULT(CUT) && unacked[me] -> faults--; give_back(me); goto judging }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("engine %d dies\n", me)); give_back(me); let_go(me); goto idle }
+    :: atomic { FAULT(CUT) && unacked[me] -> faults--; SAY(("engine %d: its link is cut; what it holds comes again\n", me)); give_back(me);
+        if
+        :: MEND_DEAD_DELIVERIES -> let_go(me); goto idle
+        :: !MEND_DEAD_DELIVERIES -> goto judging
+        fi }
     :: atomic { MUTANT_PUBLISHES_BEFORE_COMMIT && M_OUTCOME(judged[2 * me]) == DONE && M_ACTION(judged[2 * me]) == ACT(0) ->
         send_attempt[me * K + ACT(1)] = 1; send_all(me); d_step { forget_sends(me) }; goto judging }
     fi;
 committed:
     if
-    :: atomic { FAULT(DATABASE) && !in_doubt[me] -> faults--; d_step { in_doubt[me] = 1; forget_sends(me) }; goto judging }
-    :: atomic { FAULT(CRASH) -> faults--; give_back(me); let_go(me); goto idle }
-    :: atomic { FAULT(CUT) && unacked[me] -> faults--; give_back(me); goto committed }
-    :: atomic { FAULT(PAUSE) && !stood_still[me] -> faults--; stood_still[me] = 1; goto committed }
-    :: atomic { stood_still[me] && !MUTANT_PUBLISHES_OLD_BATCHES -> give_back(me); let_go(me); goto idle }
-    :: !stood_still[me] || MUTANT_PUBLISHES_OLD_BATCHES
+    :: atomic { FAULT(DATABASE) && !in_doubt[me] -> faults--; SAY(("engine %d: committed, and never told\n", me)); d_step { in_doubt[me] = 1; forget_sends(me) }; goto judging }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("engine %d dies\n", me)); give_back(me); let_go(me); goto idle }
+    :: atomic { FAULT(CUT) && unacked[me] -> faults--; SAY(("engine %d: its link is cut; what it holds comes again\n", me)); give_back(me); goto committed }
+    :: atomic { FAULT(PAUSE) && !stood_still[me] -> faults--; stood_still[me] = 1; SAY(("engine %d stands still\n", me)); goto committed }
+    :: atomic { stood_still[me] && !MUTANT_PUBLISHES_OLD_BATCHES -> SAY(("engine %d drops an old batch\n", me)); give_back(me); let_go(me); goto idle }
+    :: atomic { (!stood_still[me] || MUTANT_PUBLISHES_OLD_BATCHES) && !GAP -> send_all(me); goto published }
+    :: GAP && (!stood_still[me] || MUTANT_PUBLISHES_OLD_BATCHES) /* it has looked at the clock, and not yet sent */
     fi;
+#if GAP
 checked:
     if
-    :: atomic { FAULT(GAP) && !stood_still[me] -> faults--; stood_still[me] = 1; goto checked }
-    :: atomic { FAULT(CRASH) -> faults--; give_back(me); let_go(me); goto idle }
+    :: atomic { FAULT(GAP) && !stood_still[me] -> faults--; stood_still[me] = 1; SAY(("engine %d stands still\n", me)); goto checked }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("engine %d dies\n", me)); give_back(me); let_go(me); goto idle }
     :: atomic { send_all(me) }
     fi;
+#endif
 published:
     if
-    :: mark(me)
-    :: atomic { FAULT(DATABASE) && (owing[me] || to_settle[me]) -> faults--; give_back(me); let_go(me); goto idle }
-    :: atomic { FAULT(CRASH) -> faults--; give_back(me); let_go(me); goto idle }
+    :: atomic { MEND_OWE && owing[me] != NOT_OWED && overtaken[me] ->
+        SAY(("engine %d gives its messages back: the saga has moved\n", me)); give_back(me); let_go(me); goto idle }
+    :: atomic { CRASH && !(MEND_OWE && owing[me] != NOT_OWED && overtaken[me]) -> mark(me) }
+    :: atomic { !CRASH && !(MEND_OWE && owing[me] != NOT_OWED && overtaken[me]) -> mark(me); acknowledge(me); goto idle }
+    :: atomic { FAULT(DATABASE) && (owing[me] || to_settle[me]) -> faults--;
+        SAY(("engine %d: what it owes cannot be marked; its messages come again\n", me)); give_back(me); let_go(me); goto idle }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("engine %d dies\n", me)); give_back(me); let_go(me); goto idle }
     fi;
+#if CRASH
 marked:
     if
-    :: atomic { let_go(me); check_covered(); goto idle }
-    :: atomic { FAULT(CRASH) -> faults--; give_back(me); let_go(me); goto idle }
+    :: atomic { acknowledge(me); goto idle }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("engine %d dies\n", me)); give_back(me); let_go(me); goto idle }
     fi
+#endif
 }
 
 /* The reaper: the same engine, and a look in the place of messages. */
@@ -358,8 +395,8 @@ proctype Reaper() {
 idle:
     atomic {
         if
-        :: row.owed != NOT_OWED && !engines_at_work -> due = K /* a debt, and nothing due */
-        :: row.owed != NOT_OWED && engines_at_work && FAULT(EARLY) -> due = K; faults-- /* it is just being paid */
+        :: row.owed != NOT_OWED && !engines_at_work -> due = K /* a debt, long enough after anybody did anything about it */
+        :: row.owed != NOT_OWED && engines_at_work && FAULT(EARLY) -> due = K; faults--
         :: may_be_due(0) -> due = 0
         :: may_be_due(1) -> due = 1
         :: may_be_due(2) -> due = 2
@@ -374,6 +411,7 @@ idle:
         :: else
         fi;
         d_step {
+            SAY(("reaper looks, due: %d (%d is none)\n", due, K));
             begin_judgement();
             look(due);
             withdraw_overtaken();
@@ -385,22 +423,25 @@ idle:
     };
 committed:
     if
-    :: atomic { FAULT(DATABASE) -> faults--; let_go(REAPER); goto idle }
-    :: atomic { FAULT(CRASH) -> faults--; let_go(REAPER); goto idle }
-    :: atomic { FAULT(PAUSE) && !stood_still[REAPER] -> faults--; stood_still[REAPER] = 1; goto committed }
-    :: atomic { stood_still[REAPER] && !MUTANT_PUBLISHES_OLD_BATCHES -> let_go(REAPER); goto idle }
-    :: !stood_still[REAPER] || MUTANT_PUBLISHES_OLD_BATCHES
+    :: atomic { FAULT(DATABASE) -> faults--; SAY(("reaper: the database does not answer\n")); let_go(REAPER); goto idle }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("reaper dies\n")); let_go(REAPER); goto idle }
+    :: atomic { FAULT(PAUSE) && !stood_still[REAPER] -> faults--; stood_still[REAPER] = 1; SAY(("reaper stands still\n")); goto committed }
+    :: atomic { stood_still[REAPER] && !MUTANT_PUBLISHES_OLD_BATCHES -> SAY(("reaper drops an old batch\n")); let_go(REAPER); goto idle }
+    :: atomic { (!stood_still[REAPER] || MUTANT_PUBLISHES_OLD_BATCHES) && !GAP -> send_all(REAPER); goto published }
+    :: GAP && (!stood_still[REAPER] || MUTANT_PUBLISHES_OLD_BATCHES)
     fi;
+#if GAP
 checked:
     if
-    :: atomic { FAULT(GAP) && !stood_still[REAPER] -> faults--; stood_still[REAPER] = 1; goto checked }
-    :: atomic { FAULT(CRASH) -> faults--; let_go(REAPER); goto idle }
+    :: atomic { FAULT(GAP) && !stood_still[REAPER] -> faults--; stood_still[REAPER] = 1; SAY(("reaper stands still\n")); goto checked }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("reaper dies\n")); let_go(REAPER); goto idle }
     :: atomic { send_all(REAPER) }
     fi;
+#endif
 published:
     if
     :: atomic { mark(REAPER); let_go(REAPER); d_step { check_covered() }; goto idle }
-    :: atomic { FAULT(DATABASE) -> faults--; let_go(REAPER); goto idle }
-    :: atomic { FAULT(CRASH) -> faults--; let_go(REAPER); goto idle }
+    :: atomic { FAULT(DATABASE) -> faults--; SAY(("reaper: the database does not answer\n")); let_go(REAPER); goto idle }
+    :: atomic { FAULT(CRASH) -> faults--; SAY(("reaper dies\n")); let_go(REAPER); goto idle }
     fi
 }

@@ -155,7 +155,7 @@ typedef Row {
 
 Row row;
 /* Two bags: any order of delivery. They are kept sorted, so that a bag has one representation. */
-#define PLACES 5             /* of each; a run that needs more says so */
+#define PLACES 8             /* of each; a run that needs more says so */
 #define COMMANDS 0           /* where each begins */
 #define MESSAGES PLACES
 int in_queue[2 * PLACES];
@@ -198,6 +198,11 @@ byte undo_row[STEPS];        /* the newest generation whose compensation is reco
 #endif
 
 #define FAULT(kind) ((kind) && faults > 0)
+
+/* A line of a counterexample's story; the search passes over it. Actions count from 0: the act and the undoing of the
+ * first step, of the second ... */
+#define SAY(words) printf words
+#define NAME_OF(k) (IS_ACT(k) -> 'A' : 'U'), STEP(k)
 
 hidden byte i_;
 hidden int m_;
