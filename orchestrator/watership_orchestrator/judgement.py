@@ -275,6 +275,7 @@ class _Judge:
             failure,
             reply.redelivered,
             known,
+            reply.certain,
         )
         reaction = self._follow(plan, event_, cause)
         if reaction.ledger is not None:

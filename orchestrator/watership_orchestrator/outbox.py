@@ -11,7 +11,7 @@ from watership.bus.protocol import Message
 from watership.bus.topology import Topology
 from watership.machine.effects import Effect, NotifyEnd, NotifyParked, NotifyStep, SendCommand
 from watership.machine.plan import FallbackPlan, Plan
-from watership.machine.state import Action, SagaState
+from watership.machine.state import Action, Outcome, SagaState
 from watership.messages import ErrorOnWire, SagaEnded, SagaKnown, SagaProgress, SagaRejected, StepCommand, WireMessage
 from watership_orchestrator.judgement import Judgement, Rejection
 
@@ -102,6 +102,7 @@ def _command(
         timeout_ms=step.timeout_ms,
         context=state.context,
         breaker=breaker,
+        acted=state.steps[command.step].act.outcome is Outcome.DONE,
     )
     return body.addressed(
         topology.exchange,

@@ -78,7 +78,10 @@ class StartSaga(WireMessage):
 
 
 class StepCommand(WireMessage):
-    """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait."""
+    """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait.
+
+    ``acted``: the saga's log has the step's act as done, so that what it changed is in ``context``.
+    """
 
     kind: ClassVar[str] = "step-command"
     saga: Name
@@ -91,6 +94,7 @@ class StepCommand(WireMessage):
     timeout_ms: Count
     context: JsonObject
     breaker: JsonObject | None = None
+    acted: bool = False
 
 
 class ErrorOnWire(pydantic.BaseModel):
@@ -124,7 +128,10 @@ class ReplyOutcome(StrEnum):
 
 
 class StepReply(WireMessage):
-    """Worker → ``replies``: what one run came to. ``run`` names the run; ``redelivered`` repeats the command's flag."""
+    """Worker → ``replies``: what one run came to. ``run`` names the run; ``redelivered`` repeats the command's flag.
+
+    ``certain``: the outcome holds for every run of this action, however often it was delivered. Only a barrier can know.
+    """
 
     kind: ClassVar[str] = "step-reply"
     saga_id: uuid.UUID
@@ -137,6 +144,7 @@ class StepReply(WireMessage):
     response: Any = None
     error: ErrorOnWire | None = None
     redelivered: bool = False
+    certain: bool = False
 
 
 class HandlerOnWire(pydantic.BaseModel):

@@ -153,6 +153,8 @@ class Consumer:
                 idempotency_key=command.idempotency_key,
                 context=command.context,
                 timeout_ms=command.timeout_ms,
+                generation=command.generation,
+                acted=command.acted,
             ),
             hands,
         )
@@ -219,4 +221,5 @@ def _reply(command: StepCommand, run: Execution, delivery: Delivery) -> StepRepl
         response=run.response,
         error=ErrorOnWire.of(run.failure),
         redelivered=delivery.redelivered,
+        certain=run.certain,
     )

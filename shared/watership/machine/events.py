@@ -51,6 +51,7 @@ class StepReplied:
     ``run`` names that run: the same for a duplicate of the reply, another for another run of the same command.
     ``redelivered``: the command was delivered before, so an earlier run may have had an effect.
     ``known``: the log has this very run already.
+    ``certain``: a barrier vouches that the outcome holds for every run of this action, so that no doubt is left by another.
     """
 
     step: str
@@ -63,6 +64,7 @@ class StepReplied:
     failure: Failure | None = None
     redelivered: bool = False
     known: bool = False
+    certain: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

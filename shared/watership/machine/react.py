@@ -26,7 +26,8 @@ What makes it right when messages are lost, doubled, late or out of order:
 
 * **An attempt is awaited or it is not** (law 6). A reply to anything else is *stale*: it never moves the saga forward.
 * **Outcomes only rise** (law 5): done > unknown > failed, over all runs of all attempts. A `failed` that comes from a
-  command which may have been delivered twice counts as unknown, since it speaks for one run only.
+  command which may have been delivered twice counts as unknown, since it speaks for one run only (unless a barrier
+  vouches for all of them).
   A step whose act is done or unknown needs undoing; a step whose act failed does not.
 * **A stale act that may have had its effect** is merged, and undone, whatever the saga's status: if its undoing was
   decided already, it is undone again, under a new generation of its idempotency key. A second run of an act that is
@@ -127,7 +128,7 @@ def _step_replied(d: Decision, event: e.StepReplied) -> None:
         return
     outcome = event.outcome
     action = d.state.step(event.step).of(event.action)
-    if outcome is Outcome.FAILED and (event.redelivered or action.doubtful):
+    if outcome is Outcome.FAILED and (event.redelivered or action.doubtful) and not event.certain:
         outcome = Outcome.UNKNOWN  # this run failed; another one of the same command may not have
     step = d.step_plan(event.step)
     retry = step.retry if event.action is Action.ACT else step.compensation_retry
@@ -197,7 +198,7 @@ def _stale_reply(d: Decision, event: e.StepReplied) -> None:
     d.ledger = f"{event.action} {event.step} attempt {event.attempt} was not awaited"
     state = d.state.peek(event.step)
     outcome = event.outcome
-    if outcome is Outcome.FAILED and event.redelivered:
+    if outcome is Outcome.FAILED and event.redelivered and not event.certain:
         outcome = Outcome.UNKNOWN  # as for an awaited one: this run failed, an earlier one may not have
     if event.known or event.action is Action.COMPENSATE or outcome is Outcome.FAILED or state is None:
         return

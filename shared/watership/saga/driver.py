@@ -24,7 +24,7 @@ from watership.machine.changes import CompensationBegan
 from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
-from watership.machine.state import Action, ActionState, Phase, SagaState
+from watership.machine.state import Action, ActionState, Outcome, Phase, SagaState
 from watership.saga.compile import Definition, context_of
 from watership.saga.storage.protocol import (
     LEASE_MS,
@@ -50,6 +50,7 @@ class Job:
     definition: Definition
     container: Container
     build_context: Callable[[dict[str, Any]], Any] | None = None
+    barrier: type[Any] | None = None
 
     def hands(self, step: str) -> Hands | None:
         """How a step is run; None if this process has no such step."""
@@ -58,9 +59,8 @@ class Job:
             return None
         fallback = self.definition.fallbacks.get(step)
         breaker = fallback.circuit_breaker if fallback is not None else None
-        return Hands(
-            handler, context_of(handler, self.definition.context_type), self.container, breaker, self.build_context
-        )
+        context = context_of(handler, self.definition.context_type)
+        return Hands(handler, context, self.container, breaker, self.build_context, self.barrier)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -318,11 +318,21 @@ class Drive:
             idempotency_key=self._state.key_of(name, action),
             context=self._state.context,
             timeout_ms=self._plan.by_name[name].timeout_ms,
+            generation=self._state.step(name).generation if action is Action.COMPENSATE else 1,
+            acted=self._state.step(name).act.outcome is Outcome.DONE,
         )
         done = await execute(command, hands)
         self._execution = done
         reply = e.StepReplied(
-            name, action, state.attempt, done.run, done.outcome, done.patch, done.response, done.failure
+            name,
+            action,
+            state.attempt,
+            done.run,
+            done.outcome,
+            done.patch,
+            done.response,
+            done.failure,
+            certain=done.certain,
         )
         return reply, f"reply:{name}:{action}:{state.attempt}:{done.run}"
 
