@@ -1,4 +1,4 @@
-"""RabbitMQ and PostgreSQL from the packages of Debian or Ubuntu, as root. Runs in the keeper's process.
+"""RabbitMQ, PostgreSQL and MariaDB from the packages of Debian or Ubuntu, as root. Runs in the keeper's process.
 
 Nothing is started as a service, and a server of the host is never touched: ours listen on ports of their own on
 127.0.0.1, with their data in a temporary directory, and end with the test run.
@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.support.endpoints import POSTGRESQL, RABBITMQ, TITLES, Endpoint, Unavailable, wait_until_answering
+from tests.support.endpoints import MARIADB, POSTGRESQL, RABBITMQ, TITLES, Endpoint, Unavailable, wait_until_answering
 
-PACKAGES = {RABBITMQ: "rabbitmq-server", POSTGRESQL: "postgresql"}
+PACKAGES = {RABBITMQ: "rabbitmq-server", POSTGRESQL: "postgresql", MARIADB: "mariadb-server"}
 # Debian asks this program before it starts a service; 101 means "not allowed".
 POLICY = Path("/usr/sbin/policy-rc.d")
 RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+MARIADB_SERVER = Path("/usr/sbin/mariadbd")
 INSTALL_WITHIN_S = 600
 START_WITHIN_S = 90
 END_WITHIN_S = 20
@@ -48,7 +49,7 @@ def running(wanted: Sequence[str], say: Callable[[str], None]) -> Iterator[dict[
         home = Path(tempfile.mkdtemp(prefix="watership-servers-"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         home.chmod(0o711)  # the servers run as users of their own, and only pass through
-        starters = {RABBITMQ: _start_rabbitmq, POSTGRESQL: _start_postgresql}
+        starters = {RABBITMQ: _start_rabbitmq, POSTGRESQL: _start_postgresql, MARIADB: _start_mariadb}
         yield {server: starters[server](home, stack) for server in wanted}
 
 
@@ -62,8 +63,9 @@ def why_not() -> str:
 
 
 def _program(server: str) -> Path | None:
-    if server == RABBITMQ:
-        return RABBITMQ_SERVER if RABBITMQ_SERVER.exists() else None
+    if server in {RABBITMQ, MARIADB}:
+        program = RABBITMQ_SERVER if server == RABBITMQ else MARIADB_SERVER
+        return program if program.exists() else None
     found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     return max(found, key=lambda path: int(path.parts[-3]), default=None)
 
@@ -114,6 +116,23 @@ def _start_postgresql(home: Path, stack: contextlib.ExitStack) -> Endpoint:
     process = _spawn(command, data, os.environ, stack, ending=signal.SIGINT)
     url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
     return _answering(POSTGRESQL, url, port, process, data)
+
+
+def _start_mariadb(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+    data, port = _directory(home, "mariadb", user="mysql"), _free_port()
+    install = ["mariadb-install-db", "--no-defaults", f"--datadir={data / 'data'}", "--skip-test-db"]
+    done = _run([*_as("mysql"), *install, "--auth-root-authentication-method=normal"], os.environ)
+    if done.returncode != 0:
+        raise Unavailable(f"mariadb-install-db failed: {_last_line(done.stdout)}")
+    options = [
+        f"--datadir={data / 'data'}",
+        f"--port={port}",
+        "--bind-address=127.0.0.1",
+        f"--socket={data / 'socket'}",
+    ]
+    command = [*_as("mysql"), str(MARIADB_SERVER), "--no-defaults", *options, f"--pid-file={data / 'pid'}"]
+    process = _spawn(command, data, os.environ, stack, ending=signal.SIGTERM)
+    return _answering(MARIADB, f"mysql+aiomysql://root@127.0.0.1:{port}/mysql", port, process, data)
 
 
 def _start_rabbitmq(home: Path, stack: contextlib.ExitStack) -> Endpoint:
