@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from watership import AlreadyHandled, barrier
 from watership.machine.state import Action, Outcome
 
 from tests.support.barred_step import Bench, Effect, Order, Reserved, SoldOut, create_tables, take_effect, usual
+from tests.support.interleaving import MOVES, Script, asking, check, check_end, interleavings, play
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -293,3 +295,20 @@ async def test_a_connection_that_lives_for_long_has_one_listener(bench: Bench) -
             counts.append(len(connection.sync_connection.dispatch.commit))
         assert counts == [1, 1, 1]
         assert (await connection.execute(sa.select(sa.func.count()).select_from(Effect))).scalar() == 3
+
+
+@pytest.mark.parametrize(
+    "actions", list(itertools.combinations_with_replacement([Action.ACT, Action.COMPENSATE], 2)), ids=str
+)
+async def test_interleavings_of_two_runs_on_sqlite(sqlite_url: str, actions: tuple[Action, Action]) -> None:
+    """A second writer is refused, not made to wait: it is the wrong answers that must not come of that."""
+    engine = create_async_engine(sqlite_url, connect_args={"timeout": 0})
+    await create_tables(engine)
+    endings = itertools.cycle(itertools.product([True, False], repeat=2))
+    async with asking(engine) as asks:
+        for schedule, commits in zip(list(interleavings(MOVES, mirrored=True))[::11], endings, strict=False):
+            bench = Bench(engine)
+            scripts = [Script(action, commit) for action, commit in zip(actions, commits, strict=True)]
+            await check(bench, await play(bench, scripts, schedule, asks), contended=True)
+            await check_end(bench)
+    await engine.dispose()
