@@ -182,6 +182,8 @@ async def check(bench: Bench, ended: Sequence[tuple[Script, Execution]], *, cont
     for script, run in ended:
         if script.action is Action.COMPENSATE and run.outcome is Outcome.DONE:
             compensated = True
+            if undone:
+                assert run.patch is not None and run.patch["released"], "a duplicate answers what was stored"
         if script.action is Action.ACT and run.outcome is Outcome.DONE:
             assert acts, "done, and there is no effect"
             assert run.patch == {"reservation": acts[0]}, "a duplicate answers what was stored"
