@@ -81,7 +81,10 @@ class StartSaga(WireMessage):
 
 
 class StepCommand(WireMessage):
-    """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait."""
+    """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait.
+
+    ``acted``: the saga's log has the step's act as done, so that what it changed is in ``context``.
+    """
 
     kind: ClassVar[str] = "step-command"
     saga: Name
@@ -94,6 +97,7 @@ class StepCommand(WireMessage):
     timeout_ms: Count
     context: JsonObject
     breaker: JsonObject | None = None
+    acted: bool = False
 
 
 class ErrorOnWire(pydantic.BaseModel):
@@ -145,8 +149,8 @@ class EventOnWire(pydantic.BaseModel):
 class StepReply(WireMessage):
     """Worker → ``replies``: what one run came to. ``run`` names the run; ``redelivered`` repeats the command's flag.
 
-    Of a ``verify``: done, failed (the act had no effect) or unknown. ``certain``: a barrier says that no other run of
-    it had an effect.
+    Of a ``verify``: done, failed (the act had no effect) or unknown. ``certain``: the outcome holds for every run of this
+    action, however often it was delivered. Only a barrier can know.
     """
 
     kind: ClassVar[str] = "step-reply"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from watership.adapters.circuit_breaker import Breakers, CircuitBreaker
 from watership.adapters.containers import as_container
 from watership.errors import DefinitionError
-from watership.execution import Hands
+from watership.execution import Hands, checked_barrier
 from watership.machine.plan import Plan
 from watership.messages import HandlerOnWire, StepCommand
 from watership.saga.compile import Definition, Step, compile_saga, context_of
@@ -24,6 +25,11 @@ class Worker:
     ``handlers`` are steps of sagas that live elsewhere; ``only`` narrows what is served to these steps, so that one
     saga's steps can be spread over several services. Raises `DefinitionError` on two different handlers of one name,
     or on a handler that does not name its context.
+
+    ``barrier``: the type of the handlers' database session (``AsyncSession``, say), which ``di_container`` makes once for
+    each command. Then every act and every compensation runs in one transaction of that session, behind the barrier (see
+    `watership.barrier`), which the worker begins and commits: a handler does neither, and what it returns is answered to
+    duplicates as well. Raises `ConfigurationError` without ``di_container``.
     """
 
     def __init__(
@@ -34,8 +40,10 @@ class Worker:
         *,
         only: Iterable[Step] | None = None,
         compensation_retry: RetryPolicy | None = None,
+        barrier: type[Any] | None = None,
     ) -> None:
         self._container = as_container(di_container)
+        self._barrier = checked_barrier(barrier, di_container)
         self._breakers = Breakers()
         self._definitions = [
             compile_saga(saga, default_compensation_retry=compensation_retry)
@@ -92,7 +100,7 @@ class Worker:
             return None
         step, _, context = found
         breaker = breaker_of(command, self._own_breakers, self._breakers)
-        return Hands(step, context, self._container, breaker)
+        return Hands(step, context, self._container, breaker, barrier=self._barrier)
 
 
 def _context_of(step: Step) -> type:

@@ -28,7 +28,8 @@ What makes it right when messages are lost, doubled, late or out of order:
 * **An attempt is awaited or it is not** (law 6). A reply to anything else is *stale*: it never moves the saga forward,
   unless it says that an act in doubt was done.
 * **Outcomes only rise** (law 5): done > unknown > failed, over all runs of all attempts. A `failed` that comes from a
-  command which may have been delivered twice counts as unknown, since it speaks for one run only.
+  command which may have been delivered twice counts as unknown, since it speaks for one run only (unless a barrier
+  vouches for all of them).
   A step whose act is done or unknown needs undoing; a step whose act failed does not.
 * **Unknown is asked about, then tried again, then undone** (law 5). That an act had no effect is believed only if no
   other delivery of its command may still run.

@@ -20,7 +20,7 @@ from watership.machine.changes import CompensationBegan
 from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
-from watership.machine.state import Action, ActionState, Phase, SagaState, Status
+from watership.machine.state import Action, ActionState, Outcome, Phase, SagaState, Status
 from watership.saga.job import Job, LetGo, Seat, Start
 from watership.saga.pruned import why_gone
 from watership.saga.runs import Happening, Runs
@@ -325,13 +325,24 @@ class Drive:
             idempotency_key=self._state.key_of(name, action),
             context=self._state.context_for(name, action),
             timeout_ms=self._plan.by_name[name].timeout_ms,
+            generation=self._state.step(name).generation if action is Action.COMPENSATE else 1,
+            acted=self._state.step(name).act.outcome is Outcome.DONE,
         )
         done = await execute(command, hands)
         if done.misfit is not None:
             refused = e.StepNotServed(name, action, attempt, self._now_ms(), refusals_max=1, reason=done.misfit)
             return Happening(refused, f"not_served:{name}:{action}:{attempt}")
         reply = e.StepReplied(
-            name, action, attempt, done.run, done.outcome, done.patch, done.response, done.failure, events=done.events
+            name,
+            action,
+            attempt,
+            done.run,
+            done.outcome,
+            done.patch,
+            done.response,
+            done.failure,
+            certain=done.certain,
+            events=done.events,
         )
         return Happening(reply, f"reply:{name}:{action}:{attempt}:{done.run}", done)
 

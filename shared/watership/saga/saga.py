@@ -61,6 +61,7 @@ class Saga(Generic[ContextT]):
         compensation_retry_count: int | None = None,
         compensation_retry_delay: float | None = None,
         compensation_retry_backoff: float | None = None,
+        barrier: type[Any] | None = None,
     ) -> SagaTransaction[ContextT]:
         """The saga in this process, step by step under the caller's eyes.
 
@@ -71,7 +72,7 @@ class Saga(Generic[ContextT]):
                     ...
 
         An exception that leaves the block before the saga has ended has it compensated. Delays are in seconds,
-        ``compensation_retry_count`` counts all attempts.
+        ``compensation_retry_count`` counts all attempts. ``barrier`` as for `bootstrap`.
         """
         from watership.saga.transaction import SagaTransaction
 
@@ -85,7 +86,7 @@ class Saga(Generic[ContextT]):
                 backoff=2.0 if backoff is None else backoff,
                 jitter=0.0,
             )
-        return SagaTransaction(type(self), context, container, storage, saga_id, retry)
+        return SagaTransaction(type(self), context, container, storage, saga_id, retry, barrier)
 
 
 class SagaMap:

@@ -211,7 +211,10 @@ def declared_types(step: type[SagaStepHandler[Any, Any]]) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepRun:
-    """The run that a handler is in. ``idempotency_key`` is the same for every attempt and every redelivery."""
+    """The run that a handler is in. ``idempotency_key`` is the same for every attempt and every redelivery.
+
+    ``generation`` is 1 for an act; a compensation that must be done again has a new one.
+    """
 
     saga_id: uuid.UUID
     saga: str
@@ -219,6 +222,7 @@ class StepRun:
     action: str
     attempt: int
     idempotency_key: str
+    generation: int = 1
 
 
 _current: ContextVar[StepRun | None] = ContextVar("watership_current_step", default=None)
