@@ -94,13 +94,15 @@ class Engine:
             )
             return _all_again(arrivals)
         try:
-            await self._publish(committed)
+            moved = await self._publish(committed)
         except Exception as error:
             if not is_passing(error):
                 raise
             # What is owed could not be marked: the messages must come again, or the reaper must look.
             log.warning("the database does not answer (%s): a batch of %d comes again", error, len(arrivals))
             return _all_again(arrivals)
+        # A saga that moved since does not owe in its row: its message stays the outbox of what was not confirmed.
+        result.redeliver.extend(arrival for arrival in arrivals if arrival.saga_id in moved and arrival.message)
         # Only the broker can bring a message again as redelivered: what is in doubt must not lose that.
         result.redeliver.extend(arrival for arrival in result.again if arrival.in_doubt)
         result.again = [arrival for arrival in result.again if not arrival.in_doubt]
@@ -280,7 +282,8 @@ class Engine:
 
     # --- sending
 
-    async def _publish(self, committed: _Committed) -> None:
+    async def _publish(self, committed: _Committed) -> set[uuid.UUID]:
+        """Sends; the sagas that owe something and moved before that could be marked."""
         outgoing: list[Outgoing] = []
         for judgement in committed.judgements:
             plan = committed.plans.of(judgement.state) if judgement.state is not None else None
@@ -293,18 +296,22 @@ class Engine:
         fates = await self._bus.publish(messages) if messages else []
         untold = {index for index, fate in zip(told, fates[len(outgoing) :], strict=True) if fate is not Fate.CONFIRMED}
         committed.result.redeliver.extend(rejections[index].arrival for index in untold)
-        await self._settle(committed.judgements, list(zip(outgoing, fates, strict=False)))
+        return await self._settle(committed.judgements, list(zip(outgoing, fates, strict=False)))
 
-    async def _settle(self, judgements: list[Judgement], sent: list[tuple[Outgoing, Fate]]) -> None:
-        """Marks what is not confirmed as owed, and what was owed and is confirmed now as settled."""
+    async def _settle(self, judgements: list[Judgement], sent: list[tuple[Outgoing, Fate]]) -> set[uuid.UUID]:
+        """Marks what is not confirmed as owed, and what was owed and is confirmed now as settled.
+
+        Gives those that could not be marked, because they have moved.
+        """
         seqs = {j.saga_id: j.state.seq for j in judgements if j.state is not None}
         owing: dict[uuid.UUID, str] = {}
         for item, fate in sent:
             if item.required and fate is not Fate.CONFIRMED and not is_in_doubt(owing.get(item.saga_id)):
                 owing[item.saga_id] = _owed_reason(item, fate)
+        moved: set[uuid.UUID] = set()
         if owing:
             lines = [(saga_id, seqs[saga_id], reason) for saga_id, reason in owing.items()]
-            await self._store.owe(lines, wake_in_ms=OWED_RETRY_MS)
+            moved = set(owing) - await self._store.owe(lines, wake_in_ms=OWED_RETRY_MS)
         settled = [
             (j.saga_id, seqs[j.saga_id])
             for j in judgements
@@ -312,6 +319,7 @@ class Engine:
         ]
         if settled:
             await self._store.settle(settled)
+        return moved
 
 
 def _all_again(arrivals: Sequence[Arrival]) -> BatchResult:

@@ -27,6 +27,7 @@ PLAN_LOOK_MS = 5_000
 PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
+OVERTAKEN = "overtaken"
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -138,7 +139,9 @@ class Judgement:
         if self.owed_before is None or self.state is None:
             return None
         forgotten = self.awaited_before.intersection(awaited_commands(self.state)).difference(sends)
-        return self.owed_before if forgotten else None
+        ended = self.state.status.terminal or self.state.parked_reason is not None
+        told = any(isinstance(notice, NotifyEnd | NotifyParked) for notice in self.notices)
+        return self.owed_before if forgotten or (ended and not told) else None
 
     def commands_to_send(self) -> list[SendCommand]:
         """What the final state awaits of what was decided: a command that was overtaken is not sent."""
@@ -293,11 +296,13 @@ class _Judge:
         """A message of which the log knows came again: what followed from it may never have been sent (law 6)."""
         if self.history is None:
             raise NeedsHistory
-        entry = next((entry for entry in self.history if entry.cause == cause), None)
-        if entry is None or self.it.state is None:
+        found = next((entry for entry in self.history if entry.cause == cause), None)
+        if found is None or self.it.state is None:
             return
         plan = self.plans.of(self.it.state)
-        for effect in effects_of(entry.seq, entry.changes):
+        # What was overtaken in a batch has no message of its own: any message from before it brings it back.
+        overtaken = [entry for entry in self.history if entry.seq > found.seq and entry.cause == OVERTAKEN]
+        for effect in [effect for entry in (found, *overtaken) for effect in effects_of(entry.seq, entry.changes)]:
             if not isinstance(effect, SendCommand):
                 self.it.notices.append(effect)
             else:
@@ -389,4 +394,4 @@ class _Judge:
         for command in sorted(unsent, key=lambda command: (command.step, command.action)):
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)
-                self._follow(self.plans.of(state), withdrawn, "overtaken")
+                self._follow(self.plans.of(state), withdrawn, OVERTAKEN)

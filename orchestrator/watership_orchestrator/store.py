@@ -94,7 +94,7 @@ _OWE = sa.text(
     "UPDATE watership_saga s SET owed = true, owed_reason = u.reason, "
     "wake_at_ms = LEAST(COALESCE(s.wake_at_ms, u.wake_at_ms), u.wake_at_ms) "
     "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[]), CAST(:reason AS text[]), CAST(:wake_at_ms AS bigint[])) "
-    "AS u(saga_id, seq, reason, wake_at_ms) WHERE s.saga_id = u.saga_id AND s.seq = u.seq"
+    "AS u(saga_id, seq, reason, wake_at_ms) WHERE s.saga_id = u.saga_id AND s.seq = u.seq RETURNING s.saga_id"
 )
 _SETTLE = sa.text(
     "UPDATE watership_saga s SET owed = false, owed_reason = NULL, wake_at_ms = s.due_at_ms "
@@ -271,8 +271,8 @@ class Store:
         async with self.engine.begin() as connection:
             yield Batch(connection, self.namespace)
 
-    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
-        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed."""
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
+        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""
         async with self.engine.begin() as connection:
             now_ms = (await connection.execute(_CLOCK)).scalar_one()
             values = {
@@ -281,7 +281,7 @@ class Store:
                 "reason": [line[2] for line in lines],
                 "wake_at_ms": [now_ms + wake_in_ms] * len(lines),
             }
-            await connection.execute(_OWE, values)
+            return set((await connection.execute(_OWE, values)).scalars())
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """What these sagas (id, seq) owed is confirmed."""

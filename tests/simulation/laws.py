@@ -19,7 +19,7 @@ from watership.machine import changes as c
 from watership.machine.apply import apply
 from watership.machine.effects import NotifyEnd, NotifyParked, SendCommand, effects_of
 from watership.machine.plan import Plan
-from watership.machine.state import Action, SagaState, Status
+from watership.machine.state import Action, Outcome, SagaState, Status
 from watership.messages import AdminAnswer, AdminRequest, StartSaga, StepReply, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
 from watership.testing.memory_database import LogRow, Row, Transaction
@@ -69,7 +69,11 @@ class Laws(Witness):
         self.broken: asyncio.Future[LawBroken] | None = None
         self.first: LawBroken | None = None
         self.routed_replies: list[tuple[int, StepReply]] = []  # with the number of effects before it
+        self.replies: dict[str, StepReply] = {}  # by run
         self.effects_so_far: Callable[[], int] = lambda: 0
+        # Commands that a worker had, gave back, and that expired then: what it did with them is not told. These dead letters
+        # are not judged yet.
+        self.expired: set[tuple[str, str, str, str]] = set()
         self.steps_clock = False  # the database's clock is moved in this seed
         self._batch_size_max = max(batch_sizes)
         self._dispatched: dict[tuple[str, str, str, str], Commit] = {}
@@ -127,11 +131,23 @@ class Laws(Witness):
                 self._dispatched[key] = commit
             elif isinstance(change, c.CompensationBegan):
                 self._turned.setdefault(saga_id, commit)
+            elif isinstance(change, c.Replied):
+                self._law_05_in_doubt_means_undone(saga_id, change)
         self.states[saga_id] = state
         entries.append(Entry(row.seq, row.cause, changes))
         if self.world.traced:
             words = ", ".join(_words(change) for change in changes)
             self.world.tell(commit.process, f"commits saga {saga_id.int} #{row.seq} by {row.cause}: {words}")
+
+    def _law_05_in_doubt_means_undone(self, saga_id: uuid.UUID, change: c.Replied) -> None:
+        """The failure of a command that was delivered before speaks for one run only."""
+        reply = self.replies.get(change.run)
+        taken = reply is not None and reply.redelivered and change.outcome is Outcome.FAILED
+        self.check(
+            "law_05_in_doubt_means_undone",
+            not taken or getattr(reply, "certain", False),
+            f"saga {saga_id.int}: {change.action} {change.step} was delivered before, and its failure is taken for certain",
+        )
 
     def _law_02_nothing_is_stuck(self, row: Row) -> None:
         over = row["status"] in ("COMPLETED", "COMPENSATED", "FAILED") and not row["owed"]
@@ -223,6 +239,7 @@ class Laws(Witness):
             reply = read(message.type, message.body)
             assert isinstance(reply, StepReply)
             self.routed_replies.append((self.effects_so_far(), reply))
+            self.replies[reply.run] = reply
 
     def published(self, process: Process, messages: Sequence[Message], fates: Sequence[Fate]) -> None:
         """What a process knows to be sent."""
@@ -246,6 +263,9 @@ class Laws(Witness):
         """For the trace; and a reply must not be thrown away."""
         if self.world.traced:
             self.world.tell(process, f"{'gives back' if requeue else 'throws away'} {short(delivery)}")
+        if not requeue and delivery.type == "step-command" and delivery.redelivered:
+            saga, step, action, attempt, _ = (delivery.message_id or "").split(":")
+            self.expired.add((saga, step, action, attempt))
         if not requeue:
             self.check(
                 "law_06_none_is_forgotten", delivery.type != "step-reply", f"{process} threw away {short(delivery)}"
