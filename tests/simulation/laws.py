@@ -366,7 +366,9 @@ def copies_of(broker: MemoryBroker, delivery: Delivery) -> int:
 
 
 def short(message: Message | Delivery) -> str:
-    """A message in a few words."""
+    """A message in a few words; nothing of this machine is in them."""
+    if message.type in ("register-worker", "register-answer"):
+        return message.type
     name = message.message_id or ""
     head, _, tail = name.partition(":")
     with contextlib.suppress(ValueError):
