@@ -300,9 +300,10 @@ class _Judge:
         if found is None or self.it.state is None:
             return
         plan = self.plans.of(self.it.state)
-        # What was overtaken in a batch has no message of its own: any message from before it brings it back.
-        overtaken = [entry for entry in self.history if entry.seq > found.seq and entry.cause == OVERTAKEN]
-        for effect in [effect for entry in (found, *overtaken) for effect in effects_of(entry.seq, entry.changes)]:
+        # A reply that came while its attempt was put off may be taken once more, when that is sent again. And what was
+        # overtaken in a batch has no message of its own: any message from before it brings it back.
+        later = [entry for entry in self.history if entry.seq > found.seq and entry.cause in (cause, OVERTAKEN)]
+        for effect in [effect for entry in (found, *later) for effect in effects_of(entry.seq, entry.changes)]:
             if not isinstance(effect, SendCommand):
                 self.it.notices.append(effect)
             else:

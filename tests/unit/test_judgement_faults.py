@@ -146,6 +146,20 @@ def test_what_its_own_batch_overtook_comes_again_with_any_of_its_messages() -> N
     assert row.batch(Arrival(SAGA_ID, start(), redelivered=True)).notices == [NotifyEnd(3, Status.COMPENSATED)]
 
 
+def test_a_reply_that_is_in_the_log_twice_sends_what_followed_from_both() -> None:
+    """It came late, for an attempt that was put off; and again, when that attempt had been sent once more."""
+    row = Row(Plan("OrderSaga", (step("A"),)))
+    row.batch(start(), reply("A", "not_served", run="idle", redelivered=True))
+    done = reply("A", run="1", redelivered=True)
+    row.batch(done)
+    row.now_ms += j.NOT_SERVED_RETRY_MS
+    assert sent(row.batch(None)) == ["act A 1"]
+    it = row.batch(Arrival(SAGA_ID, done, redelivered=True))
+    end = NotifyEnd(5, Status.COMPLETED)
+    assert end in it.notices
+    assert end in row.batch(Arrival(SAGA_ID, done, redelivered=True)).notices
+
+
 @pytest.mark.parametrize("owed", [UNCONFIRMED_YET, "unconfirmed: the broker did not confirm it"])
 def test_an_end_that_is_owed_stays_owed_when_a_late_act_moves_the_saga(owed: str) -> None:
     plan = Plan("OrderSaga", (step("A", compensation_retry=RetryPlan(attempts_max=1)), step("B")))
