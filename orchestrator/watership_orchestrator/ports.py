@@ -75,8 +75,8 @@ class SagaStore(Protocol):
     def batch(self) -> AbstractAsyncContextManager[SagaBatch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
 
-    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
-        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed."""
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
+        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """What these sagas (id, seq) owed is confirmed."""

@@ -220,8 +220,8 @@ class Store:
         async with self.engine.begin() as connection:
             yield Batch(connection, self.namespace)
 
-    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
-        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed."""
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
+        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""
         async with self.engine.begin() as connection:
             now_ms = (await connection.execute(sql.CLOCK)).scalar_one()
             values = {
@@ -230,7 +230,7 @@ class Store:
                 "reason": [line[2] for line in lines],
                 "wake_at_ms": [now_ms + wake_in_ms] * len(lines),
             }
-            await connection.execute(sql.OWE, values)
+            return set((await connection.execute(sql.OWE, values)).scalars())
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """What these sagas (id, seq) owed is confirmed."""

@@ -284,11 +284,11 @@ async def test_a_saga_that_ended_is_looked_at_no_more(ground: Ground) -> None:
 async def test_owing_and_settling_touch_only_what_has_not_moved(ground: Ground) -> None:
     state = saga(1)
     (saga_id,) = await ground.make(state)
-    await ground.store.owe([(saga_id, 7, "old news")], wake_in_ms=1_000)
+    assert await ground.store.owe([(saga_id, 7, "old news")], wake_in_ms=1_000) == set()
     row = await ground.row(saga_id)
     assert row is not None
     assert not row["owed"]
-    await ground.store.owe([(saga_id, 1, "unconfirmed: x")], wake_in_ms=1_000)
+    assert await ground.store.owe([(saga_id, 1, "unconfirmed: x")], wake_in_ms=1_000) == {saga_id}
     row = await ground.row(saga_id)
     assert row is not None
     assert (row["owed"], row["owed_reason"]) == (True, "unconfirmed: x")

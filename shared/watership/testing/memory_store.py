@@ -238,7 +238,7 @@ class MemoryStore(MemoryRows):
         """See `Store.batch`."""
         return MemoryBatch(self._database, self._namespace, self._line)
 
-    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
         """See `Store.owe`."""
         now_ms = self._database.now_ms()
         reasons = {key: (seq, reason) for key, seq, reason in lines}
@@ -252,7 +252,7 @@ class MemoryStore(MemoryRows):
             )
             return {"owed": True, "owed_reason": reason, "wake_at_ms": wake_at_ms}
 
-        await self._update("owe", reasons, owed)
+        return await self._update("owe", reasons, owed)
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """See `Store.settle`."""
@@ -279,8 +279,11 @@ class MemoryStore(MemoryRows):
 
     async def _update(
         self, what: str, ids: Collection[uuid.UUID], change: Callable[[uuid.UUID, Row], Row | None]
-    ) -> None:
-        """One UPDATE in a transaction of its own: it waits for rows that others have locked, then looks at them afresh."""
+    ) -> set[uuid.UUID]:
+        """One UPDATE in a transaction of its own, RETURNING the ids.
+
+        It waits for rows that others have locked, then looks at them afresh.
+        """
         await self._line.point(what)
         transaction = self._database.begin(self._line)
         try:
@@ -298,3 +301,4 @@ class MemoryStore(MemoryRows):
         finally:
             transaction.roll_back()
         await self._line.point("committed")
+        return set(transaction.rows)
