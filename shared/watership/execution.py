@@ -24,6 +24,7 @@ from watership.errors import (
     error_code,
     error_lineage,
 )
+from watership.machine.events import StepReplied
 from watership.machine.state import Action, Failure, Outcome
 from watership.response import Response
 from watership.saga.compile import Step
@@ -101,6 +102,20 @@ class Execution:
     error: Exception | None = None
     result: SagaStepResult[Any, Any] | None = None
     certain: bool = False
+
+    def event(self, step: str, action: Action, attempt: int) -> StepReplied:
+        """The run as the machine hears of it, in the process that it was in."""
+        return StepReplied(
+            step,
+            action,
+            attempt,
+            self.run,
+            self.outcome,
+            self.patch,
+            self.response,
+            self.failure,
+            certain=self.certain,
+        )
 
 
 async def execute(command: Command, hands: Hands) -> Execution:

@@ -323,17 +323,7 @@ class Drive:
         )
         done = await execute(command, hands)
         self._execution = done
-        reply = e.StepReplied(
-            name,
-            action,
-            state.attempt,
-            done.run,
-            done.outcome,
-            done.patch,
-            done.response,
-            done.failure,
-            certain=done.certain,
-        )
+        reply = done.event(name, action, state.attempt)
         return reply, f"reply:{name}:{action}:{state.attempt}:{done.run}"
 
     def _now_ms(self) -> int:
