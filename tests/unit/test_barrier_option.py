@@ -8,8 +8,12 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import di
 import dishka
 import pytest
+from dependency_injector import containers, providers
+from di import bind_by_type
+from di.dependent import Dependent
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from watership import ConfigurationError, Response, RetryPolicy, Saga, SagaMap, SagaStepHandler, barrier, bootstrap
@@ -124,6 +128,28 @@ async def test_a_wrong_handler_has_no_effect(engine: AsyncEngine, order_id: str,
     assert failed.failure is not None
     assert words in failed.failure.message
     assert (await guarded.bench.effects(), await guarded.bench.states()) == ([], {})
+
+
+@pytest.mark.parametrize("library", ["di", "dependency-injector"])
+async def test_every_container_gives_one_session_for_a_command(engine: AsyncEngine, library: str) -> None:
+    async def session() -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(engine) as opened:
+            yield opened
+
+    if library == "di":
+        made: Any = di.Container()
+        made.bind(bind_by_type(Dependent(session, scope="request"), AsyncSession))
+    else:
+
+        class Providers(containers.DeclarativeContainer):
+            session_of_command = providers.ContextLocalResource(session)
+
+        made = Providers()
+    guarded = Guarded(Bench(engine), made)
+    for _ in range(2):
+        done = await guarded.run(Action.ACT)
+        assert (done.outcome, done.patch) == (Outcome.DONE, {"reservation": "saga"}), done.error
+    assert await guarded.bench.actions() == ["act"]
 
 
 async def test_a_container_that_makes_a_session_each_time_is_found_out(engine: AsyncEngine) -> None:
