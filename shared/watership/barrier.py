@@ -58,21 +58,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from watership.errors import ActRefused, AlreadyHandled, BarrierMisused, ConfigurationError, LimitExceeded
+from watership.errors import ActRefused, AlreadyHandled, BarrierMisused, LimitExceeded
 from watership.response import Response
 from watership.saga.run import Block, HandlerRun, current_run
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from watership.barrier_table import BarrierBase, Row, StepRows, barrier_table
+    from watership.barrier_transaction import Watch
 
 __all__ = ["RETENTION", "RETENTION_MIN", "Barrier", "BarrierBase", "barrier", "barrier_table", "prune_barrier"]
 
@@ -124,7 +123,7 @@ class Barrier:
         self._block = Block()
         self._run: HandlerRun | None = None
         self._rows: StepRows | None = None
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
 
     @property
     def response(self) -> Any:
@@ -146,7 +145,9 @@ class Barrier:
                 await self._commit_nothing_else()
         except BaseException as error:
             await self._give_up(run)
-            _explain_missing_table(error)
+            from watership.barrier_transaction import explain_missing_table
+
+            explain_missing_table(error)
             raise
         if handled is None:
             return self
@@ -173,13 +174,14 @@ class Barrier:
     async def _claim(self, run: HandlerRun) -> tuple[AlreadyHandled | None, bool]:
         """How the run was handled already, if it was, and whether what was written of that must be kept."""
         from watership.barrier_table import StepRows
+        from watership.barrier_transaction import connection_of, refuse_autocommit, watch
 
-        connection = await _connection_of(self._session)
-        _refuse_autocommit(connection)
+        connection = await connection_of(self._session)
+        refuse_autocommit(connection)
         rows = self._rows = StepRows(connection, run.step.saga_id, run.step.step, run.step.attempt)
         handled, keep = await (_claim_act(rows, run) if run.step.action == ACT else _claim_compensation(rows, run))
         if handled is None:
-            self._watch = _watch(connection, self._block)
+            self._watch = watch(connection, self._block)
         return handled, keep
 
     async def _commit_nothing_else(self) -> None:
@@ -291,9 +293,6 @@ def _vanished(run: HandlerRun) -> BarrierMisused:
     )
 
 
-# --- the transaction around it --------------------------------------------------------------------------------------
-
-
 def _run_for_a_block() -> HandlerRun:
     run = current_run()
     if run is None:
@@ -310,86 +309,6 @@ def _run_for_a_block() -> HandlerRun:
             f"around every handler already)"
         )
     return run
-
-
-async def _connection_of(session: AsyncSession | AsyncConnection) -> AsyncConnection:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-
-    from watership.barrier_table import barrier_table
-
-    if isinstance(session, AsyncConnection):
-        return session
-    if not isinstance(session, AsyncSession | async_scoped_session):
-        raise ConfigurationError(
-            f"a barrier takes an AsyncSession or an AsyncConnection, not a {type(session).__name__}"
-        )
-    return await session.connection(bind_arguments={"clause": barrier_table})
-
-
-def _sync_of(connection: AsyncConnection) -> Connection:
-    if connection.sync_connection is None:
-        raise ConfigurationError("the barrier's connection is not open: async with engine.connect() as connection")
-    return connection.sync_connection
-
-
-def _refuse_autocommit(connection: AsyncConnection) -> None:
-    level = _sync_of(connection).get_execution_options().get("isolation_level")
-    if level is None:  # SQLAlchemy has no public name for what an engine was made with
-        level = getattr(connection.dialect, "_on_connect_isolation_level", None)
-    if level == "AUTOCOMMIT":
-        raise ConfigurationError(
-            "a barrier needs a transaction, and this session's isolation level is AUTOCOMMIT: each statement would be on "
-            "its own; give the handler a session of an engine without it"
-        )
-
-
-class _Watch:
-    """What happens to the transaction of a block. One for each connection, for as long as that is there."""
-
-    block: Block | None = None
-
-    def on_commit(self, connection: Connection) -> None:
-        if self.block is None:
-            return
-        if not self.block.ended:
-            connection.connection.rollback()  # SQLAlchemy takes a commit that is refused for the end of the transaction
-            raise BarrierMisused(
-                "a commit inside a barrier's block; commit after it, so that its row and the effect go together"
-            )
-        self.block.committing = True
-
-    def on_rollback(self, connection: Connection) -> None:
-        if self.block is not None:
-            self.block.rolled_back = True
-
-
-_watches: weakref.WeakKeyDictionary[Connection, _Watch] = weakref.WeakKeyDictionary()
-
-
-def _watch(connection: AsyncConnection, block: Block) -> _Watch:
-    from sqlalchemy import event
-
-    target = _sync_of(connection)
-    watch = _watches.get(target)
-    if watch is None:
-        watch = _watches[target] = _Watch()
-        event.listen(target, "commit", watch.on_commit)
-        event.listen(target, "rollback", watch.on_rollback)
-    watch.block = block
-    return watch
-
-
-def _explain_missing_table(error: BaseException) -> None:
-    """Raises `ConfigurationError` if what is missing is our table."""
-    from sqlalchemy.exc import DBAPIError
-
-    if isinstance(error, DBAPIError) and "watership_barrier" in str(error.orig):
-        missing = ("no such table", "does not exist", "doesn't exist")
-        if any(words in str(error.orig) for words in missing):
-            raise ConfigurationError(
-                "the database has no table watership_barrier: make it with your own migrations (docs/guide.md has the DDL), or "
-                "`await connection.run_sync(BarrierBase.metadata.create_all)`"
-            ) from error
 
 
 # --- retention ------------------------------------------------------------------------------------------------------
@@ -411,10 +330,11 @@ async def prune_barrier(
             limit=int(RETENTION_MIN.total_seconds()),
         )
     from watership.barrier_table import delete_older
+    from watership.barrier_transaction import connection_of
 
     older_than_ms, deleted = int(older_than.total_seconds() * 1000), 0
     while True:
-        gone = await delete_older(await _connection_of(session), older_than_ms, chunk)
+        gone = await delete_older(await connection_of(session), older_than_ms, chunk)
         await session.commit()
         deleted += gone
         if gone == 0:

@@ -28,6 +28,7 @@ from watership.errors import (
     error_code,
     error_lineage,
 )
+from watership.machine.events import StepReplied
 from watership.machine.state import Action, Failure, Outcome
 from watership.response import Response
 from watership.saga.compile import Step
@@ -110,6 +111,21 @@ class Execution:
     certain: bool = False
     events: tuple[dict[str, Any], ...] = ()
     misfit: str | None = None
+
+    def event(self, step: str, action: Action, attempt: int) -> StepReplied:
+        """The run as the machine hears of it, in the process that it was in."""
+        return StepReplied(
+            step,
+            action,
+            attempt,
+            self.run,
+            self.outcome,
+            self.patch,
+            self.response,
+            self.failure,
+            certain=self.certain,
+            events=self.events,
+        )
 
 
 async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM_CHANCE) -> Execution:

@@ -87,16 +87,5 @@ async def run_action(
     if done.misfit is not None:
         refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1, reason=done.misfit)
         return Happening(refused, f"not_served:{name}:{action}:{attempt}")
-    reply = e.StepReplied(
-        name,
-        action,
-        attempt,
-        done.run,
-        done.outcome,
-        done.patch,
-        done.response,
-        done.failure,
-        certain=done.certain,
-        events=done.events,
-    )
+    reply = done.event(name, action, attempt)
     return Happening(reply, f"reply:{name}:{action}:{attempt}:{done.run}", done)
