@@ -13,6 +13,7 @@ from watership.machine import events as e
 from watership.machine.plan import Plan, StepPlan
 from watership.machine.react import react
 from watership.machine.state import SagaState
+from watership_orchestrator import statements
 from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.database import open_database
 from watership_orchestrator.store import NewRow, Store
@@ -109,3 +110,23 @@ async def test_what_fails_is_looked_at_later_and_later(store: Store) -> None:
             )
             waits.append((await connection.execute(sa.text(query.replace("::", r"\:\:")))).scalar_one())
     assert waits[0] <= BACK_OFF_MIN_MS < waits[1] < waits[2] <= 3_600_000
+
+
+SEED = """
+INSERT INTO watership_saga (saga_id, namespace, driver, name, status, seq, context, state, input_hash, machine_version,
+    due_at_ms, wake_at_ms, created_at_ms, updated_at_ms)
+SELECT gen_random_uuid(), 'one', 'orchestrator', 'Order', 'RUNNING', 1, '{}', '{}', 'x', 1, 9e15, 9e15, 1, 1
+FROM generate_series(1, 5000)
+"""
+
+
+async def test_a_look_reads_what_is_due_and_not_all_that_runs(store: Store) -> None:
+    await execute(store, SEED)
+    await execute(store, "ANALYZE watership_saga")
+    async with store.engine.connect() as connection:
+        values = {"namespace": "one", "limit": 200, "version": 1}
+        rows = (await connection.execute(sa.text(f"EXPLAIN {statements.DUE.text}"), values)).scalars().all()
+    plan = "\n".join(rows)
+    assert "watership_saga_wake" in plan, plan
+    (condition,) = [line for line in rows if "Index Cond" in line]
+    assert "wake_at_ms <=" in condition, plan
