@@ -37,6 +37,19 @@ def test_what_no_message_brings_again_is_owed_from_the_commit_on() -> None:
     assert dead.owed_reason() is not None
 
 
+def test_what_was_owed_before_a_row_came_is_not_settled_by_it() -> None:
+    """Another command of the saga may still be unsent: only a look sends them all."""
+    row = Row()
+    row.batch(start())
+    assert row.batch(Arrival(SAGA_ID, reply("A"), row=DEAD)).settles
+    row.owes("unconfirmed: x")
+    it = row.batch(Arrival(SAGA_ID, reply("B"), row=DEAD))
+    assert it.moved
+    assert not it.settles
+    row.owes("unconfirmed: x")
+    assert row.batch(Arrival(SAGA_ID, None)).settles
+
+
 def id_of(it: Judgement) -> int:
     (found,) = it.told
     return found
