@@ -189,10 +189,17 @@ class DeadLetterIntake:
     async def run(self) -> None:
         """Keeps and acknowledges, batch after batch. What it has in hand when it ends is delivered again."""
         while True:
-            kept = await self._keep(await self._inbox.take(self._batch_size_max))
+            deliveries = await self._inbox.take(self._batch_size_max)
+            try:
+                kept = await self._keep(deliveries)
+                await self._bus.ack(kept)
+            except (
+                Exception
+            ):  # a bug here must not end the loop: without it, nobody would hear of dead letters any more
+                log.exception("%d dead letters stay with the broker", len(deliveries))
+                continue
             for delivery in kept:
                 log.warning("a dead letter is kept: %s %s", delivery.type, delivery.message_id)
-            await self._bus.ack(kept)
 
     async def _keep(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Those that are kept. One that no table takes stays with the broker, and holds up no other."""

@@ -149,11 +149,7 @@ class Engine:
         settled = [
             (j.saga_id, seqs[j.saga_id])
             for j in judgements
-            if (j.looked or j.by_row)
-            and (j.moved or j.owed_before is not None)
-            and j.saga_id in seqs
-            and j.saga_id not in owing
-            and j.saga_id not in unmade
+            if j.settles and j.saga_id in seqs and j.saga_id not in owing and j.saga_id not in unmade
         ]
         if settled:
             await self._store.settle(settled)

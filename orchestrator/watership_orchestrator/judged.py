@@ -58,6 +58,13 @@ class Judgement:
         told = any(isinstance(notice, NotifyEnd | NotifyParked) for notice in self.notices)
         return self.owed_before if forgotten or (ended and not told) else None
 
+    @property
+    def settles(self) -> bool:
+        """All that it awaits goes out with this batch: once that is confirmed, its row owes nothing."""
+        if self.looked:
+            return self.moved or self.owed_before is not None
+        return self.by_row and self.moved and self.owed_before is None
+
     def commands_to_send(self) -> list[SendCommand]:
         """What the final state awaits of what was decided: a command that was overtaken is not sent."""
         state = self.state

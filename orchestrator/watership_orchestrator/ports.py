@@ -62,6 +62,12 @@ class SagaBatch(Protocol):
     async def history(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, list[LogEntry]]:
         """The whole logs of a few sagas."""
 
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """The same for rows that wait to be judged."""
+
     async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
         """Keeps signals for sagas that do not run (yet): once each, whatever how often they come."""
 
@@ -80,9 +86,6 @@ class SagaStore(Protocol):
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """What these sagas (id, seq) owed is confirmed."""
-
-    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
-        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
 
     async def starts(self, limit: int) -> list[WaitingStart]:
         """Starts that clients wrote in transactions of their own, oldest first; what is backed off is left out."""

@@ -181,6 +181,15 @@ class Batch:
             found[row.saga_id].append(entry)
         return found
 
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
+        if ids:
+            await self._run(sql.BACK_OFF, ids=sorted(ids), at_least_ms=at_least_ms, at_most_ms=at_most_ms)
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """The same for rows that wait to be judged."""
+        await waiting.back_off(self._connection, self._namespace, rows)
+
     async def tombstones(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
         """What sagas among ``ids`` left when they were pruned, whosever they were."""
         if not ids:
@@ -237,13 +246,6 @@ class Store:
         async with self.engine.begin() as connection:
             values = {"saga_id": [line[0] for line in lines], "seq": [line[1] for line in lines]}
             await connection.execute(sql.SETTLE, values)
-
-    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
-        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
-        async with self.engine.begin() as connection:
-            await connection.execute(
-                sql.BACK_OFF, {"ids": sorted(ids), "at_least_ms": at_least_ms, "at_most_ms": at_most_ms}
-            )
 
     # --- rows that wait to be judged
 

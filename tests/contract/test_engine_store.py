@@ -370,7 +370,8 @@ async def test_a_look_for_nothing_moves_wake_to_the_true_deadline(ground: Ground
 async def test_backing_off_leaves_alone_what_nobody_looks_at(ground: Ground) -> None:
     due, ended = await ground.make(saga(1, due_at_ms=1), saga(2))
     await update(ground, moved(saga(2), None, status=Status.COMPLETED))
-    await ground.store.back_off([due, ended], at_least_ms=60_000, at_most_ms=60_000)
+    async with ground.store.batch() as batch:
+        await batch.back_off([due, ended], at_least_ms=60_000, at_most_ms=60_000)
     row, other = await ground.row(due), await ground.row(ended)
     assert row is not None
     assert other is not None

@@ -21,7 +21,8 @@ from watership.adapters.circuit_breaker import AioBreakerAdapter
 from watership.adapters.containers import as_container
 from watership.execution import Command, Execution, Hands, execute
 from watership.machine import events as e
-from watership.machine.plan import Plan, RetryPlan, StepPlan
+from watership.machine.nodes import RetryPlan, StepPlan
+from watership.machine.plan import Plan
 from watership.machine.state import Action, Outcome, idempotency_key
 from watership.testing import given
 from watership_orchestrator.outbox import messages_of

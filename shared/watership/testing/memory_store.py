@@ -23,7 +23,7 @@ from watership.saga.storage.rows import (
 )
 from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase, Row, WaitingRow
 from watership.testing.memory_line import Line, StraightLine
-from watership.testing.memory_rows import MemoryRows
+from watership.testing.memory_rows import MemoryRows, backed_off
 from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.store import OWED_LOOK_MS, ChangedRow, LedgerLine, NewRow, StoredSaga, stored_saga
 from watership_orchestrator.waiting import WaitingSignal
@@ -100,6 +100,26 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             waits = self._database.waiting[row]
             kept = dataclasses.replace(waits, look_at_ms=None, judged=words, judged_at_ms=now_ms)
             self._transaction.keep("waiting", row, kept if row.shelf is Shelf.DEAD else None)
+
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """See `Batch.back_off`."""
+        if not ids:
+            return
+        await self._line.point("back off")
+        now_ms = self._database.now_ms()
+        for key in sorted(ids):
+            row = self._transaction.read(key)
+            if row is None or row["wake_at_ms"] is None:
+                continue
+            await self._transaction.wait_lock(key)
+            since_ms = row["due_at_ms"] if row["due_at_ms"] is not None else row["updated_at_ms"]
+            wake_at_ms = now_ms + min(max(now_ms - since_ms, at_least_ms), at_most_ms)
+            self._transaction.write(key, {"wake_at_ms": wake_at_ms})
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """See `Batch.back_off_rows`."""
+        for row in rows:
+            self._transaction.keep("waiting", row, backed_off(self._database.waiting[row], self._database.now_ms()))
 
     async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
         """See `Batch.keep_signals`."""
@@ -264,18 +284,6 @@ class MemoryStore(MemoryRows):
             return {"owed": False, "owed_reason": None, "wake_at_ms": row["due_at_ms"]}
 
         await self._update("settle", seqs, settled)
-
-    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
-        """See `Store.back_off`."""
-        now_ms = self._database.now_ms()
-
-        def backed_off(_: uuid.UUID, row: Row) -> Row | None:
-            if row["wake_at_ms"] is None:
-                return None
-            since_ms = row["due_at_ms"] if row["due_at_ms"] is not None else row["updated_at_ms"]
-            return {"wake_at_ms": now_ms + min(max(now_ms - since_ms, at_least_ms), at_most_ms)}
-
-        await self._update("back off", ids, backed_off)
 
     async def _update(
         self, what: str, ids: Collection[uuid.UUID], change: Callable[[uuid.UUID, Row], Row | None]
