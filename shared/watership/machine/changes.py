@@ -97,13 +97,19 @@ class Replied:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verified:
-    """What came of asking about an act: done, failed (it had no effect), or unknown, and it stays unknown."""
+    """What came of an act in doubt: done, failed (it had no effect), or unknown, and it stays unknown.
+
+    A late reply may have told it, with its ``response`` and ``events``. ``shared``: as in `Replied`.
+    """
 
     kind: ClassVar[str] = "verified"
     step: str
     attempt: int
     outcome: Outcome
     patch: dict[str, Any] | None = None
+    response: Any = None
+    shared: bool | None = None
+    events: list[dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
