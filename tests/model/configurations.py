@@ -77,13 +77,22 @@ CONFIGURATIONS = (
     Configuration("debts", {"FAULTS": 2, "OPERATOR": 1, **ONE, **kinds("CRASH", "UNCONFIRMED", "RETURNED")}),
     Configuration("deadlines", {"FAULTS": 2, **ONE, **kinds("EARLY", "DUPLICATE", "CRASH", "UNCONFIRMED", "LOSE")}),
     Configuration("database", {"FAULTS": 2, **kinds("DATABASE", "LOSE", "RETURNED")}),
-    Configuration("batches", {"FAULTS": 1, "BATCH": 2, "OPERATOR": 1, **ONE, **kinds("CRASH", "CUT", "DUPLICATE", "EARLY")}),
-    Configuration("retries", {"FAULTS": 1, "MISHAPS": 3, "ACTS_MAX": 2, **ONE, **kinds("CRASH", "DUPLICATE", "EARLY", "LOSE")}),
+    Configuration(
+        "batches", {"FAULTS": 1, "BATCH": 2, "OPERATOR": 1, **ONE, **kinds("CRASH", "CUT", "DUPLICATE", "EARLY")}
+    ),
+    Configuration(
+        "retries", {"FAULTS": 1, "MISHAPS": 3, "ACTS_MAX": 2, **ONE, **kinds("CRASH", "DUPLICATE", "EARLY", "LOSE")}
+    ),
     Configuration("three steps", {"STEPS": 3, "FAULTS": 1, **ONE, **kinds("CRASH", "DUPLICATE", "EARLY", "LOSE")}),
-    Configuration("in order", {"STEPS": 3, "FAULTS": 2, "MISHAPS": 2, "ACTS_MAX": 2, "NO_LATE_ACTS": 1, **kinds("LOSE")}),
+    Configuration(
+        "in order", {"STEPS": 3, "FAULTS": 2, "MISHAPS": 2, "ACTS_MAX": 2, "NO_LATE_ACTS": 1, **kinds("LOSE")}
+    ),
     Configuration("two workers", {"WORKERS": 2, "FAULTS": 1, **ONE, **kinds("CRASH", "DUPLICATE", "EARLY")}),
     Configuration("barrier", {"BARRIER": 1, "FAULTS": 2, **ONE, **kinds("CRASH", "DUPLICATE", "EARLY", "LOSE")}),
-    Configuration("barrier, two workers", {"BARRIER": 1, "WORKERS": 2, "FAULTS": 1, **ONE, **kinds("CRASH", "DUPLICATE", "EARLY", "CUT")}),
+    Configuration(
+        "barrier, two workers",
+        {"BARRIER": 1, "WORKERS": 2, "FAULTS": 1, **ONE, **kinds("CRASH", "DUPLICATE", "EARLY", "CUT")},
+    ),
     Configuration("any one fault", {"FAULTS": 1, "OPERATOR": 1, **ONE, **ALL_KINDS}),
     Configuration("ends", {"FAULTS": 1, **ONE, **ALL_KINDS}, formula=True),
 )
@@ -184,6 +193,10 @@ MUTANTS = (
     Mutant("NO_DEADLINES", 701, {"FAULTS": 1, **ONE, **kinds("LOSE")}),
     Mutant("NO_DEADLINES", 703, {"FAULTS": 1, **ONE, **kinds("LOSE")}),
     Mutant("BARRIER_WITHOUT_DUPLICATES", 801, {"BARRIER": 1, "FAULTS": 1, **ONE, **kinds("DUPLICATE")}),
-    Mutant("BARRIER_WITHOUT_EMPTY_ROWS", 802, {"BARRIER": 1, "FAULTS": 2, "OPERATOR": 1, **ONE, **kinds("EARLY", "DUPLICATE")}),
+    Mutant(
+        "BARRIER_WITHOUT_EMPTY_ROWS",
+        802,
+        {"BARRIER": 1, "FAULTS": 2, "OPERATOR": 1, **ONE, **kinds("EARLY", "DUPLICATE")},
+    ),
     Mutant("BARRIER_WITHOUT_UNDO_ROWS", 803, {"BARRIER": 2, "FAULTS": 1, **ONE, **kinds("DUPLICATE")}),
 )

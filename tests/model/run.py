@@ -113,18 +113,29 @@ def _read(run: Run, output: str, took_s: float) -> Result:
 
     violated = None
     if number(r"errors: (\d+)"):
-        found = re.search(r"assertion violated .*&&(\d{3})\)&&", output.replace(" ", "").replace("assertionviolated", "assertion violated "))
+        found = re.search(
+            r"assertion violated .*&&(\d{3})\)&&",
+            output.replace(" ", "").replace("assertionviolated", "assertion violated "),
+        )
         violated = int(found[1]) if found else 703 if run.formula and "acceptance cycle" in output else -1
     is_exhaustive = "Search not completed" not in output and "max search depth too small" not in output
     return Result(
-        run, violated, is_exhaustive, number(r"([\d.e+]+) states, stored"), number(r"depth reached (\d+)"), took_s, output
+        run,
+        violated,
+        is_exhaustive,
+        number(r"([\d.e+]+) states, stored"),
+        number(r"depth reached (\d+)"),
+        took_s,
+        output,
     )
 
 
 def _tell(run: Run) -> None:
     """The counterexample in words: what each process did, in order."""
     lines = call(["spin", "-t", *run.options, "saga.pml"], run.folder).splitlines()
-    story = [line.strip() for line in lines if not re.match(r"\s*(\d+:\s+proc|\S+(\[\d+\])? = |[\w.]+(\[\d+\])? =)", line)]
+    story = [
+        line.strip() for line in lines if not re.match(r"\s*(\d+:\s+proc|\S+(\[\d+\])? = |[\w.]+(\[\d+\])? =)", line)
+    ]
     (run.folder / "story.txt").write_text("\n".join(story) + "\n", encoding="utf-8")
 
 
@@ -166,7 +177,9 @@ def check_names() -> None:
     listed = {mutant.name for mutant in MUTANTS}
     if defined != listed:
         raise SystemExit(f"mutants.pml and configurations.py differ in {', '.join(sorted(defined ^ listed))}")
-    uncaught = set(PROPERTIES) - {mutant.caught_by for mutant in MUTANTS} - {hole.broken for hole in (*HOLES, *REACHABLE)}
+    uncaught = (
+        set(PROPERTIES) - {mutant.caught_by for mutant in MUTANTS} - {hole.broken for hole in (*HOLES, *REACHABLE)}
+    )
     if uncaught:
         raise SystemExit(f"no mutant and no hole breaks {sorted(uncaught)}: what shows that they can fail?")
 
@@ -177,7 +190,9 @@ def install_spin() -> None:
     if not missing:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise SystemExit(f"the model needs {' and '.join(missing)}: apt-get install spin gcc libc6-dev, or your system's like")
+        raise SystemExit(
+            f"the model needs {' and '.join(missing)}: apt-get install spin gcc libc6-dev, or your system's like"
+        )
     print("installing spin", flush=True)
     call(["apt-get", "-qq", "update"], HERE)
     call(["apt-get", "-qq", "-y", "install", "spin", "gcc", "libc6-dev"], HERE)
@@ -220,7 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mutants", action="store_true", help="only the mutants")
     parser.add_argument("--holes", action="store_true", help="only what is known not to hold, and its mends")
     parser.add_argument("--only", metavar="NAME", help="only the configuration of this name")
-    parser.add_argument("--jobs", type=int, default=2, help="searches side by side (default 2; each takes up to 1.8 GB)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="searches side by side (default 2; each takes up to 1.8 GB)"
+    )
     wanted = parser.parse_args(arguments)
     check_names()
     install_spin()
@@ -263,7 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for mutant, future in zip(mutants, of_mutants, strict=True):
             result = future.result()
             caught = result.violated == mutant.caught_by
-            print(f"mutant {mutant.name}: {'caught by' if caught else 'NOT caught by'} {mutant.caught_by}, {figures([result])}", flush=True)
+            print(
+                f"mutant {mutant.name}: {'caught by' if caught else 'NOT caught by'} {mutant.caught_by}, {figures([result])}",
+                flush=True,
+            )
             is_content &= caught
     print(f"=== model: {'as expected' if is_content else 'NOT as expected'}, {time.monotonic() - began_s:.0f} s")
     return 0 if is_content else 1
