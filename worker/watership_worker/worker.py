@@ -55,7 +55,7 @@ class Worker:
         for name, step in definition.steps.items():
             if issubclass(step, RemoteStep) or (wanted is not None and name not in wanted):
                 continue
-            self._add(step, definition.plan.by_name[name].queue, context_of(step, definition.context_type))
+            self._add(step, step.queue or name, context_of(step, definition.context_type))
             fallback = definition.fallbacks.get(name)
             if fallback is not None and fallback.circuit_breaker is not None:
                 self._own_breakers[name] = fallback.circuit_breaker
