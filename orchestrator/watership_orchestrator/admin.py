@@ -1,4 +1,4 @@
-"""The admin queue's verbs that read: list and show. The verbs that move a saga go through the engine."""
+"""The admin queue's verbs that move no saga: list, show, plans. The verbs that move one go through the engine."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from watership.saga.storage.rows import changes_from_json
 from watership.saga.storage.schema import dead_letter_table, log_table, saga_table
 from watership.saga.storage.views import iso, saga_view, summary_view
 from watership_orchestrator.judgement import Judgement
+from watership_orchestrator.plan_verbs import OF_PLANS, answer_about_plans
 
 LOG_ENTRIES_MAX = 5_000
 LOG_BYTES_MAX = 524_288  # an answer is one message, and has a context beside the log
@@ -34,11 +35,13 @@ class Admin:
         self._namespace = namespace
 
     async def read(self, request: AdminRequest) -> AdminAnswer:
-        """Answers a verb that changes nothing."""
+        """Answers a verb that moves no saga."""
         if request.verb is AdminVerb.LIST:
             return AdminAnswer(data=await self._list(request))
         if request.verb is AdminVerb.DEAD_LIST:
             return AdminAnswer(data=await self._dead_letters(request))
+        if request.verb in OF_PLANS:
+            return await answer_about_plans(self._database, self._namespace, request)
         if request.verb in OF_A_DEAD_LETTER:
             return await self._dead_letter(request)
         assert request.saga_id is not None, "checked where the request was read"

@@ -119,7 +119,7 @@ class PlanShelf(Protocol):
 
 
 class SagaReader(Protocol):
-    """The admin queue's verbs that change nothing. See `watership_orchestrator.admin.Admin`."""
+    """The admin queue's verbs that move no saga. See `watership_orchestrator.admin.Admin`."""
 
     async def read(self, request: AdminRequest) -> AdminAnswer:
         """Answers one of them."""

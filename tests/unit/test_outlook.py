@@ -57,8 +57,9 @@ def random_event(chance: random.Random, plan: Plan, state: SagaState, sent: list
         return e.StepReplied(it.step, it.action, it.attempt, run, outcome, patch, None, failure, again)
     if sent and kind < 0.75:
         it = chance.choice(sent)
-        again = e.DispatchRepeated(it.step, it.action, it.attempt, unsent=chance.random() < 0.5)
-        return chance.choice([again, e.RunInterrupted(it.step, it.action, it.attempt)])
+        if chance.random() < 0.5:
+            return e.RunInterrupted(it.step, it.action, it.attempt)
+        return e.DispatchRepeated(it.step, it.action, it.attempt, unsent=chance.random() < 0.5)
     if plan.waits and kind < 0.8:
         return e.SignalReceived(chance.choice(list(plan.waits)), {})
     if kind < 0.9:
