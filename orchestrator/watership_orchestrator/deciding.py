@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from watership.chance import SYSTEM_CHANCE
 from watership.errors import SagaConflict, StoreUnavailable
-from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminRequest, StartSaga
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Waiting
@@ -35,11 +34,13 @@ RETRIES_MAX = 8
 class BatchResult:
     """What became of a batch. ``again``: to be judged in a later batch, since their sagas were locked elsewhere.
 
-    ``redeliver``: committed, but not published in time: the broker must bring them again.
+    ``redeliver``: committed, but not published in time: the broker must bring them again. ``newer``: of sagas that a
+    newer orchestrator has written, and that are left to one (law 8): nothing was looked at.
     """
 
     again: list[Arrival] = dataclasses.field(default_factory=list)
     redeliver: list[Arrival] = dataclasses.field(default_factory=list)
+    newer: list[Arrival] = dataclasses.field(default_factory=list)
     rejections: list[Rejection] = dataclasses.field(default_factory=list)
     refusals: dict[int, str] = dataclasses.field(default_factory=dict)
     states: dict[uuid.UUID, Judgement] = dataclasses.field(default_factory=dict)
@@ -48,6 +49,7 @@ class BatchResult:
         """What became of another part of the same batch."""
         self.again.extend(other.again)
         self.redeliver.extend(other.redeliver)
+        self.newer.extend(other.newer)
         self.rejections.extend(other.rejections)
         self.refusals.update(other.refusals)
         self.states.update(other.states)
@@ -194,9 +196,9 @@ class Decider:
         stored = await batch.lock(by_saga)
         for saga_id, error in batch.broken.items():
             work.is_poison(saga_id, error)
+        for saga_id in batch.newer:
+            result.newer.extend(by_saga.pop(saga_id))
         tombstones = await self._unknown(batch, work, stored)
-        for saga_id in [key for key, saga in stored.items() if saga.machine_version > MACHINE_VERSION]:
-            result.redeliver.extend(by_saga.pop(saga_id))  # a newer orchestrator's: left to one
         plans = await self._plans_for(stored.values(), arrivals)
         judgements = await self._judge_all(batch, work, stored, plans, tombstones)
         judgements = await self._write(batch, judgements, work, plans)

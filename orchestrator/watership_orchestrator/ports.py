@@ -29,6 +29,10 @@ class SagaBatch(Protocol):
     def broken(self) -> Mapping[uuid.UUID, Exception]:
         """Rows that `lock` locked and that cannot be read, and why."""
 
+    @property
+    def newer(self) -> Collection[uuid.UUID]:
+        """Rows that `lock` locked, and that a newer machine has written: they are not read, and left alone (law 8)."""
+
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """Locks what is free among ``ids``, and reads the clock after that."""
 
@@ -77,6 +81,10 @@ class SagaBatch(Protocol):
 
 class SagaStore(Protocol):
     """Batches for one namespace. See `watership_orchestrator.store.Store`."""
+
+    @property
+    def machine_version(self) -> int:
+        """What its rows are marked with; a saga of a higher one is left to a newer orchestrator (law 8)."""
 
     def batch(self) -> AbstractAsyncContextManager[SagaBatch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
@@ -129,7 +137,7 @@ class PlanShelf(Protocol):
 
 
 class SagaReader(Protocol):
-    """The admin queue's verbs that change nothing. See `watership_orchestrator.admin.Admin`."""
+    """The admin queue's verbs that move no saga. See `watership_orchestrator.admin.Admin`."""
 
     async def read(self, request: AdminRequest) -> AdminAnswer:
         """Answers one of them."""

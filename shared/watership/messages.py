@@ -282,12 +282,15 @@ class AdminVerb(StrEnum):
     DEAD_SHOW = "dead-show"
     DEAD_REQUEUE = "dead-requeue"
     DEAD_DISCARD = "dead-discard"
+    PLANS_LIST = "plans-list"
+    PLANS_SHOW = "plans-show"
+    PLANS_USE = "plans-use"
 
 
 class AdminRequest(WireMessage):
     """Operator → ``admin``. ``seq``: the newest log entry that its author saw; the verb is refused if the saga moved.
 
-    ``everything``: of a list, what is settled too.
+    ``everything``: of a list, what is settled too. ``saga``: a saga's name. ``plan``: a plan's hash, or its beginning.
     """
 
     kind: ClassVar[str] = "admin-request"
@@ -301,6 +304,8 @@ class AdminRequest(WireMessage):
     parked: bool | None = None
     letter_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     everything: bool = False
+    saga: Name | None = None
+    plan: Annotated[str, Field(max_length=32)] | None = None
 
 
 class AdminAnswer(WireMessage):

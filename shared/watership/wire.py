@@ -66,7 +66,13 @@ SILENCE_S = 5.0
 LOOK_EVERY_S = 1.0
 LOOKS_AT_ONCE_MAX = 20
 FIND_EVERY_S = 0.25
-MOVING_VERBS = (AdminVerb.RETRY, AdminVerb.COMPENSATE, AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD)
+MOVING_VERBS = (
+    AdminVerb.RETRY,
+    AdminVerb.COMPENSATE,
+    AdminVerb.DEAD_REQUEUE,
+    AdminVerb.DEAD_DISCARD,
+    AdminVerb.PLANS_USE,
+)
 REPLIES_PREFETCH = 2_000
 
 _ERRORS: dict[str, type[WatershipError]] = {

@@ -340,12 +340,13 @@ async def test_due_gives_the_oldest_first_and_passes_over_what_is_locked(ground:
         assert await third.due(10) == [one, two, three]
 
 
-async def test_a_newer_machines_sagas_are_not_due_for_us(ground: Ground) -> None:
+async def test_a_newer_machines_sagas_are_not_due_for_us_and_not_read(ground: Ground) -> None:
     (saga_id,) = await ground.make(saga(1, due_at_ms=1))
-    await ground.change(saga_id, machine_version=99)
+    await ground.change(saga_id, machine_version=99, state='{"steps": "as nobody writes them yet"}')
     async with ground.store.batch() as batch:
         assert await batch.due(10) == []
-        assert (await batch.lock([saga_id]))[saga_id].machine_version == 99
+        assert await batch.lock([saga_id]) == {}
+        assert (set(batch.newer), batch.broken) == ({saga_id}, {})
 
 
 async def test_a_look_for_nothing_moves_wake_to_the_true_deadline(ground: Ground) -> None:

@@ -11,10 +11,11 @@ from watership.errors import DefinitionError
 from watership.execution import Hands, checked_barrier
 from watership.machine.plan import Plan
 from watership.messages import HandlerOnWire, StepCommand
+from watership.saga.compat import Code, ServedStep
 from watership.saga.compile import Definition, Step, compile_saga, context_of
 from watership.saga.retry import RetryPolicy
 from watership.saga.saga import SagaMap
-from watership.saga.step import RemoteStep, declared_types, step_name
+from watership.saga.step import RemoteStep, declared_types, step_name, step_source
 from watership_worker.breakers import breaker_of
 
 
@@ -63,7 +64,7 @@ class Worker:
         for name, step in definition.steps.items():
             if issubclass(step, RemoteStep) or (wanted is not None and name not in wanted):
                 continue
-            self._add(step, definition.plan.by_name[name].queue, context_of(step, definition.context_type))
+            self._add(step, step.queue or name, context_of(step, definition.context_type))
             fallback = definition.fallbacks.get(name)
             if fallback is not None and fallback.circuit_breaker is not None:
                 self._own_breakers[name] = fallback.circuit_breaker
@@ -73,7 +74,7 @@ class Worker:
         known = self._handlers.get(name)
         if known is not None and known[0] is not step:
             raise DefinitionError(
-                f"two handlers are named {name}: {_source(known[0])} and {_source(step)}; a step's name is one within "
+                f"two handlers are named {name}: {step_source(known[0])} and {step_source(step)}; a step's name is one within "
                 f"a namespace: give one of them another `name`"
             )
         self._handlers[name] = (step, queue, context)
@@ -89,9 +90,15 @@ class Worker:
     def announced(self) -> list[HandlerOnWire]:
         """What it says of its handlers when it registers."""
         return [
-            HandlerOnWire(step=name, queue=queue, source=_source(step))
+            HandlerOnWire(step=name, queue=queue, source=step_source(step))
             for name, (step, queue, _) in sorted(self._handlers.items())
         ]
+
+    def code(self, where: str) -> Code:
+        """What `watership plans compat` compares with the plans that are live."""
+        served = {name: ServedStep(step, queue, context) for name, (step, queue, context) in self._handlers.items()}
+        definitions = {definition.plan.saga: definition for definition in self._definitions}
+        return Code(where, served, definitions, embeds=False)
 
     def hands(self, command: StepCommand) -> Hands | None:
         """How a command is run; None if this worker does not serve its step."""
@@ -111,7 +118,3 @@ def _context_of(step: Step) -> type:
             f"class {step.__name__}(SagaStepHandler[Context, Response])"
         )
     return declared
-
-
-def _source(step: Step) -> str:
-    return f"{step.__module__}:{step.__qualname__}"

@@ -33,6 +33,8 @@ class Saga(Generic[ContextT]):
     is_saga: ClassVar[bool] = True
     #: The steps in order: step classes, `Remote` steps, `Fallback`, `Parallel`, `Sleep` and `Wait`.
     steps: ClassVar[Sequence[type[SagaStepHandler[Any, Any]] | Fallback | Parallel | Sleep | Wait]] = []
+    #: Steps that it had in an earlier version: not a part of its plan, but sagas in flight that began with them run them.
+    former_steps: ClassVar[Sequence[type[SagaStepHandler[Any, Any]]]] = ()
     #: The saga's name on the wire and in the log; its class's name unless set.
     name: ClassVar[str | None] = None
     #: Retries of every compensation whose step does not say; None: three in all, after 0, 1 and 2 seconds.

@@ -178,6 +178,11 @@ def step_name(step: type[SagaStepHandler[Any, Any]]) -> str:
     return step.name or step.__name__
 
 
+def step_source(step: type[SagaStepHandler[Any, Any]]) -> str:
+    """Where its class is: what tells two handlers of one name apart."""
+    return f"{step.__module__}:{step.__qualname__}"
+
+
 def has_compensation(step: type[SagaStepHandler[Any, Any]]) -> bool:
     """Whether there is something to send: it overrides ``compensate``, or its code is elsewhere."""
     if issubclass(step, RemoteStep):

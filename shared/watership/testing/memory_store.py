@@ -32,12 +32,14 @@ from watership_orchestrator.waiting import WaitingSignal
 class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
     """One transaction over many sagas. See `watership_orchestrator.store.Batch`."""
 
-    def __init__(self, database: MemoryDatabase, namespace: str, line: Line) -> None:
+    def __init__(self, database: MemoryDatabase, namespace: str, line: Line, machine_version: int) -> None:
         self._database = database
         self._namespace = namespace
         self._line = line
+        self._version = machine_version
         self.now_ms = 0
         self.broken: dict[uuid.UUID, Exception] = {}
+        self.newer: set[uuid.UUID] = set()
 
     async def __aenter__(self) -> Self:
         await self._line.point("begin")
@@ -64,7 +66,9 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         self.now_ms = self._database.now_ms()
         found: dict[uuid.UUID, StoredSaga] = {}
         for row in [row for key in ours if (row := self._transaction.read(key)) is not None]:
-            if self._is_ours(row):
+            if self._is_ours(row) and row["machine_version"] > self._version:
+                self.newer.add(row["saga_id"])
+            elif self._is_ours(row):
                 try:
                     found[row["saga_id"]] = stored_saga(row)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's alone
@@ -81,7 +85,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
     async def due(self, limit: int) -> list[uuid.UUID]:
         """See `Batch.due`."""
         await self._line.point("due")
-        return self._database.due(self._namespace, self._transaction, limit, MACHINE_VERSION)
+        return self._database.due(self._namespace, self._transaction, limit, self._version)
 
     async def tombstones(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
         """See `Batch.tombstones`."""
@@ -199,7 +203,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
 
     def _inserted(self, new: NewRow) -> Row:
         return {
-            **_columns(new.state),
+            **_columns(new.state, self._version),
             "saga_id": new.saga_id,
             "namespace": self._namespace,
             "driver": "orchestrator",
@@ -224,7 +228,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         else:
             wake_at_ms = min(due_at_ms if row["wake_at_ms"] is None else row["wake_at_ms"], due_at_ms)
         return {
-            **_columns(changed.state),
+            **_columns(changed.state, self._version),
             "owed": changed.owed_reason is not None,
             "owed_reason": changed.owed_reason,
             "wake_at_ms": wake_at_ms,
@@ -232,7 +236,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         }
 
 
-def _columns(state: SagaState) -> Row:
+def _columns(state: SagaState, machine_version: int) -> Row:
     return {
         "plan_hash": state.plan_hash,
         "status": state.status.value,
@@ -241,7 +245,7 @@ def _columns(state: SagaState) -> Row:
         "state": state_to_json(state),
         "step": current_step(state),
         "parked_reason": state.parked_reason,
-        "machine_version": MACHINE_VERSION,
+        "machine_version": machine_version,
         "due_at_ms": state.due_at_ms,
     }
 
@@ -249,14 +253,22 @@ def _columns(state: SagaState) -> Row:
 class MemoryStore(MemoryRows):
     """Batches on one database, for one namespace. See `watership_orchestrator.store.Store`."""
 
-    def __init__(self, database: MemoryDatabase, namespace: str, line: Line | None = None) -> None:
+    def __init__(
+        self,
+        database: MemoryDatabase,
+        namespace: str,
+        line: Line | None = None,
+        *,
+        machine_version: int = MACHINE_VERSION,
+    ) -> None:
         self._database = database
         self._namespace = namespace
         self._line = line or StraightLine()
+        self.machine_version = machine_version
 
     def batch(self) -> MemoryBatch:
         """See `Store.batch`."""
-        return MemoryBatch(self._database, self._namespace, self._line)
+        return MemoryBatch(self._database, self._namespace, self._line, self.machine_version)
 
     async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
         """See `Store.owe`."""
