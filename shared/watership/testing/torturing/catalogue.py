@@ -17,7 +17,6 @@ from watership.testing.torturing.points import (
     ENDED,
     GETS,
     NO_FAULT,
-    OUTSIDE_TRANSACTIONS,
     SENDS,
     WAITS,
     Fault,
@@ -39,10 +38,17 @@ class Record:
     seen: Sequence[Seen]
 
     def faults(self) -> Iterator[tuple[Seen, Fault]]:
-        """All that can be done in it."""
+        """All that can be done in it. In a branch, not what comes to the same as what was done just before."""
+        fresh: dict[tuple[str, Harm], bool] = {}  # by role and harm: nothing lasting was done since it was tried
         for seen in self.seen:
-            for harm in harms_at(seen, whole=not self.branch.name):
-                yield seen, Fault(harm, seen.point)
+            role, name = seen.point.role, seen.point.name
+            for harm in harms_at(name):
+                repeats = fresh.get((role, harm)) or (harm is Harm.CUT and name == "publish")
+                if not (self.branch.name and repeats):
+                    yield seen, Fault(harm, seen.point)
+                fresh[role, harm] = True
+            if is_lasting(name):  # what is done to a message is another thing for each message
+                fresh = {key: value for key, value in fresh.items() if key[0] != role}
 
     def trial(self, *faults: Fault) -> Trial:
         """A trial of it, with its words."""
@@ -55,9 +61,8 @@ class Record:
         return Cell(seen.stage, seen.point.role, fault.harm.value, seen.point.name, seen.place)
 
 
-def harms_at(seen: Seen, *, whole: bool) -> Iterator[Harm]:
-    """What can be done at a point. ``whole``: within transactions too, where every crash comes to the same."""
-    name = seen.point.name
+def harms_at(name: str) -> Iterator[Harm]:
+    """What can be done at a point."""
     if name.startswith(SENDS):
         yield from (Harm.LOST, Harm.UNTOLD)
         if "news" not in name and "event" not in name:
@@ -68,13 +73,16 @@ def harms_at(seen: Seen, *, whole: bool) -> Iterator[Harm]:
     if name.startswith(GETS):
         yield Harm.CUT
         return
-    in_handler = name.endswith((BEGINS, WAITS, ENDED)) or ": " in name
-    if whole or in_handler or name in OUTSIDE_TRANSACTIONS:
-        yield Harm.CRASH
+    yield Harm.CRASH
     if name in ("commit", "publish") or name.endswith((BEGINS, WAITS, ENDED, ": COMMIT")):
         yield Harm.STOP
     if name in ("publish", "ack", "reject"):
         yield Harm.CUT
+
+
+def is_lasting(name: str) -> bool:
+    """Whether a process does something at this point that outlives it."""
+    return name in ("commit", "publish", "ack", "reject") or name.endswith((BEGINS, WAITS)) or ": " in name
 
 
 def single_trials(records: Sequence[Record]) -> Iterator[tuple[Record, Trial]]:

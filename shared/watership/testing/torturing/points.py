@@ -9,11 +9,6 @@ from enum import StrEnum
 SENDS, GETS = "sends ", "gets "
 BEGINS, WAITS, ENDED = " begins", " waits", " has run"
 
-# Within a transaction every crash comes to the same: it is rolled back.
-OUTSIDE_TRANSACTIONS = frozenset(
-    {"begin", "commit", "committed", "publish", "published", "ack", "acked", "reject", "rejected"}
-)
-
 
 class Harm(StrEnum):
     """What is done at a point. The first three befall a process, the others a message."""

@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from watership import codec
 from watership.adapters.containers import as_container
@@ -28,7 +28,7 @@ from watership.saga.storage.protocol import LogEntry
 from watership.saga.storage.rows import changes_from_json, history_lines, state_from_row
 from watership.settings import Settings
 from watership.testing.memory_database import PlanRecord
-from watership.testing.memory_plans import MemoryBacking
+from watership.testing.memory_plans import MemoryBacking, MemoryPlanBook
 from watership.testing.stand_ins import StandIn
 from watership.testing.torturing.branches import Branch
 from watership.testing.torturing.journal import Journal
@@ -170,7 +170,9 @@ class Scene:
         world.restart_s = lambda: 1.0
 
         def backing(process: Process) -> MemoryBacking:
-            return MemoryBacking(world.database, NAMESPACE, process, now_s=process.now_s)
+            services = MemoryBacking(world.database, NAMESPACE, process, now_s=process.now_s)
+            services.plans = _KnownPlans(world.database, NAMESPACE, process, now_s=process.now_s)
+            return services
 
         def orchestrator(process: Process) -> Orchestrator:
             return Orchestrator(settings, process.bus, backing(process), now_s=process.now_s, chance=process.chance)
@@ -315,6 +317,17 @@ def settings_of(times: Times) -> Settings:
             "announce_every_s": times.patience_s,
         }
     )
+
+
+class _KnownPlans(MemoryPlanBook):
+    """The plans of a service that has run for a while: what it once read and checked, it knows. Plans never change."""
+
+    _read_before: ClassVar[dict[str, Plan]] = {}
+    _checked_before: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._by_hash, self._validators = self._read_before, self._checked_before
 
 
 _plans: dict[str, str] = {}
