@@ -12,7 +12,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input --progress-bar off
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-containers bench lock clean
+.PHONY: help demo check test test-containers chaos bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## Say what there is
@@ -20,6 +20,7 @@ help: ## Say what there is
 	@echo "make check   linters, types and all tests that need no server: under a minute"
 	@echo "make test    everything, on a real RabbitMQ and a real PostgreSQL: found on this host, or brought up"
 	@echo "make test-containers   docker-compose.yml as it stands: needs a Docker engine with Compose v2"
+	@echo "make chaos   twenty minutes of all faults at once, on private servers: --minutes 5 --seed 7 --only broker"
 	@echo "make bench   throughput over RabbitMQ and PostgreSQL"
 	@echo "make lock    compile the lock files again (make lock UPGRADE=1 takes newer versions)"
 	@echo "make clean   remove the virtual environments and the caches"
@@ -32,6 +33,9 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.installed
+	@$(VENV)/bin/python -m tests.chaos $(ARGS)
 
 bench: $(VENV)/.installed
 	@$(VENV)/bin/python -m tests.benchmarks.throughput $(ARGS)

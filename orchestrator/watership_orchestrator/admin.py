@@ -10,17 +10,21 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from watership import codec
-from watership.errors import OperationRefused, SagaNotFound
+from watership.errors import OperationRefused, SagaNotFound, SagaPruned
 from watership.machine.changes import change_to_data
 from watership.messages import AdminAnswer, AdminRequest, AdminVerb
+from watership.saga.storage.ledger import line_of, select_lines
 from watership.saga.storage.rows import changes_from_json
 from watership.saga.storage.schema import dead_letter_table, log_table, saga_table
-from watership.saga.storage.views import iso, saga_view, summary_view
+from watership.saga.storage.views import iso, ledger_view, saga_view, summary_view
 from watership_orchestrator.judgement import Judgement
+from watership_orchestrator.waiting import tombstones
 
 LOG_ENTRIES_MAX = 5_000
+LEDGER_LINES_MAX = 100
 LOG_BYTES_MAX = 524_288  # an answer is one message, and has a context beside the log
 LETTER_BODY_CHARS_MAX = 262_144
+LEDGER_BYTES_MAX = 131_072
 _PAYLOADS = ("patch", "response", "context")
 OF_A_SAGA = frozenset({AdminVerb.SHOW, AdminVerb.RETRY, AdminVerb.COMPENSATE})
 OF_A_DEAD_LETTER = frozenset({AdminVerb.DEAD_SHOW, AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD})
@@ -37,6 +41,10 @@ class Admin:
         """Answers a verb that changes nothing."""
         if request.verb is AdminVerb.LIST:
             return AdminAnswer(data=await self._list(request))
+        if request.verb is AdminVerb.LEDGER:
+            async with self._database.connect() as connection:
+                lines = await connection.execute(select_lines(self._namespace, request.saga_id, request.limit))
+                return AdminAnswer(data=_slim([ledger_view(line_of(line)) for line in lines]))
         if request.verb is AdminVerb.DEAD_LIST:
             return AdminAnswer(data=await self._dead_letters(request))
         if request.verb in OF_A_DEAD_LETTER:
@@ -44,10 +52,18 @@ class Admin:
         assert request.saga_id is not None, "checked where the request was read"
         found = await self._show(request.saga_id)
         if found is None:
-            return AdminAnswer(code=SagaNotFound.code, error=f"no saga has the id {request.saga_id}")
+            return await self._gone(request.saga_id)
         if len(codec.dumps(found["log"])) > LOG_BYTES_MAX:
             found["log"] = [_without_payloads(entry) for entry in found["log"]]
+        found["ledger"] = _slim(found["ledger"])
         return AdminAnswer(data=found)
+
+    async def _gone(self, saga_id: uuid.UUID) -> AdminAnswer:
+        async with self._database.connect() as connection:
+            pruned = await tombstones(connection, self._namespace, [saga_id])
+        if pruned and pruned[0].ours:
+            return AdminAnswer(code=SagaPruned.code, error=pruned[0].words)
+        return AdminAnswer(code=SagaNotFound.code, error=f"no saga has the id {saga_id}")
 
     async def _list(self, request: AdminRequest) -> list[dict[str, Any]]:
         t = saga_table.c
@@ -100,6 +116,7 @@ class Admin:
                 return None
             log_query = sa.select(log_table).where(log_table.c.saga_id == saga_id).order_by(log_table.c.seq)
             entries = (await connection.execute(log_query.limit(LOG_ENTRIES_MAX))).mappings().all()
+            late = (await connection.execute(select_lines(self._namespace, saga_id, LEDGER_LINES_MAX))).all()
         log = [
             {
                 "seq": entry["seq"],
@@ -109,7 +126,7 @@ class Admin:
             }
             for entry in entries
         ]
-        return saga_view(dict(row), log)
+        return saga_view(dict(row), log, [line_of(line) for line in late])
 
 
 _LETTER_LINE = [column for column in dead_letter_table.c if column.name not in ("headers", "body")]
@@ -143,6 +160,18 @@ def _without_payloads(entry: dict[str, Any]) -> dict[str, Any]:
         for change in entry["changes"]
     ]
     return {**entry, "changes": changes}
+
+
+def _slim(ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ledger as one message can take it: if need be what came, and not with which data."""
+    if len(codec.dumps(ledger)) <= LEDGER_BYTES_MAX:
+        return ledger
+    return [
+        {**line, "message": {key: value for key, value in line["message"].items() if key not in _PAYLOADS}}
+        if isinstance(line["message"], dict)
+        else line
+        for line in ledger
+    ]
 
 
 def operated(refusal: str | None, judgement: Judgement | None) -> AdminAnswer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -43,22 +43,6 @@ class Mark:
     verb: str
     reason: str
     cause: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tombstone:
-    """What a pruned saga left. ``ours``: it was one of this namespace's orchestrators."""
-
-    saga_id: uuid.UUID
-    name: str
-    input_hash: str
-    status: str
-    ours: bool = True
-
-    @property
-    def words(self) -> str:
-        """What whoever asks for the saga is told."""
-        return f"saga {self.name} {self.saga_id} ended {self.status} and was pruned: its steps and its context are gone"
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -122,6 +106,14 @@ class Plans:
         if state.plan_hash is not None:
             return self.by_hash.get(state.plan_hash)
         return self.newest.get(state.name)
+
+
+def too_large(context: Mapping[str, Any]) -> str | None:
+    """Why a context cannot be kept, in words; None: it can."""
+    size = len(codec.dumps(context))
+    if size <= codec.CONTEXT_BYTES_MAX:
+        return None
+    return f"with it the context has {size} bytes, the limit is {codec.CONTEXT_BYTES_MAX}"
 
 
 def within_limits(state: SagaState, reply: StepReply) -> StepReply:

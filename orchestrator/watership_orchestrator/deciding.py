@@ -17,7 +17,8 @@ from watership.chance import SYSTEM_CHANCE
 from watership.errors import SagaConflict, StoreUnavailable
 from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminRequest, StartSaga
-from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Tombstone, Waiting
+from watership.saga.storage.protocol import Tombstone
+from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Waiting
 from watership_orchestrator.database import is_passing
 from watership_orchestrator.judgement import Judgement, NeedsHistory, judge
 from watership_orchestrator.ports import PlanShelf, SagaBatch, SagaStore

@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema_rs
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from watership import codec
 from watership.errors import DefinitionError
@@ -114,6 +114,21 @@ class PlanCache(abc.ABC):
         errors = list(validator.iter_errors(value))[:5]
         return "; ".join(f"{'.'.join(str(part) for part in e.instance_path) or 'it'}: {e.message}" for e in errors)
 
+    @staticmethod
+    def checked(data: Any) -> Plan:
+        """A plan from its JSON data, with a schema that can be used. Raises `DefinitionError` or ``ValueError``."""
+        if not isinstance(data, dict):
+            raise DefinitionError(f"a plan must be a JSON object, it is a {type(data).__name__}")
+        plan = Plan.from_data(data)
+        jsonschema_rs.validator_for(dict(plan.context_schema))
+        return plan
+
+    async def keep(self, plans: Sequence[Plan]) -> None:
+        """Keeps plans that came with starts; sagas that wait for one of them are looked at at once."""
+        await self._keep("", plans, ())
+        for plan in plans:
+            self._newest.pop(plan.saga, None)
+
     async def register(self, message: RegisterWorker) -> list[str]:
         """Keeps the plans and handlers that a worker announced; what it refused, a sentence each."""
         if message.leaving:
@@ -123,9 +138,7 @@ class PlanCache(abc.ABC):
         plans: list[Plan] = []
         for data in message.plans:
             try:
-                plan = Plan.from_data(data)
-                jsonschema_rs.validator_for(dict(plan.context_schema))
-                plans.append(plan)
+                plans.append(self.checked(data))
             except (DefinitionError, ValueError) as error:
                 refused.append(f"a plan of worker {message.worker}: {error}")
         handlers = sorted(message.handlers, key=lambda handler: handler.step)
@@ -175,13 +188,11 @@ class PlanBook(PlanCache):
     async def _keep(self, worker: str, plans: Sequence[Plan], handlers: Sequence[HandlerOnWire]) -> list[str]:
         refused: list[str] = []
         async with self._engine.begin() as connection:
-            now_ms = (
-                await connection.execute(sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)"))
-            ).scalar_one()
+            now_ms = await _clock_ms(connection)
             if plans:
-                await self._keep_plans(connection, plans, int(now_ms))
+                await self._keep_plans(connection, plans, now_ms)
             for handler in handlers:
-                problem = await self._keep_handler(connection, worker, handler, int(now_ms))
+                problem = await self._keep_handler(connection, worker, handler, now_ms)
                 if problem is not None:
                     refused.append(problem)
         return refused
@@ -241,3 +252,8 @@ class PlanBook(PlanCache):
             )
         ).one()
         return taken(handler, other.source, other.worker, now_ms - other.seen_at_ms)
+
+
+async def _clock_ms(connection: AsyncConnection) -> int:
+    found = await connection.execute(sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)"))
+    return int(found.scalar_one())

@@ -8,11 +8,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
+from watership.machine.plan import Plan
 from watership.messages import AdminAnswer, AdminRequest, RegisterWorker
-from watership.saga.storage.protocol import LogEntry
-from watership_orchestrator.arrivals import Plans, Tombstone, Waiting
+from watership.saga.storage.protocol import LogEntry, Tombstone
+from watership_orchestrator.arrivals import Plans, Waiting
 from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
 from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
 
@@ -116,6 +117,12 @@ class PlanShelf(Protocol):
 
     async def register(self, message: RegisterWorker) -> list[str]:
         """Keeps the plans and handlers that a worker announced; what it refused, a sentence each."""
+
+    def checked(self, data: Any) -> Plan:
+        """A plan from its JSON data, with a schema that can be used. Raises `DefinitionError` or ``ValueError``."""
+
+    async def keep(self, plans: Sequence[Plan]) -> None:
+        """Keeps plans that came with starts; sagas that wait for one of them are looked at at once."""
 
 
 class SagaReader(Protocol):

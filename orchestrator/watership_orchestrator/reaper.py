@@ -20,6 +20,7 @@ from watership_orchestrator.dead_letters import DeadLetters
 from watership_orchestrator.early_signals import EarlySignals
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.ports import Backing
+from watership_orchestrator.starts import Starts
 
 log = logging.getLogger("watership.reaper")
 
@@ -45,6 +46,7 @@ class Reaper:
         self._chance = chance
         self._topology = Topology(settings.namespace)
         self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
+        self._starts = Starts(backing.store, self._engine, backing.plans)
         self._dead_letters = DeadLetters(backing.store, self._engine)
         self._early_signals = EarlySignals(backing.store, self._engine)
 
@@ -61,6 +63,7 @@ class Reaper:
         """
         kinds: tuple[Callable[[], Awaitable[int]], ...] = (
             self._look_at_all,
+            functools.partial(self._all, self._starts.take_once),
             functools.partial(self._all, self._dead_letters.judge_once),
             functools.partial(self._all, self._early_signals.judge_once),
         )

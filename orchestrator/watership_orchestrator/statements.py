@@ -23,8 +23,11 @@ DUE = sa.text(
     "SELECT saga_id FROM watership_saga WHERE namespace = :namespace AND driver = 'orchestrator' "  # noqa: S608
     f"AND wake_at_ms <= (SELECT {_NOW_MS}) AND machine_version <= CAST(:version AS int) ORDER BY wake_at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
 )
+# An id that another transaction is inserting would be waited for, and with it the whole batch: for as long as a process
+# that is stopped in the middle of its own keeps that open. So a saga is made under an advisory lock on its id, or not now.
+_FREE_TO_MAKE = "pg_try_advisory_xact_lock(hashtextextended(CAST(u.saga_id AS text), 0))"
 INSERT = sa.text(
-    "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "
+    "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "  # noqa: S608 - no input
     "input_hash, machine_version, parked_reason, reply_to, traceparent, owed, owed_reason, due_at_ms, wake_at_ms, "
     "created_at_ms, updated_at_ms) "
     "SELECT u.saga_id, CAST(:namespace AS text), 'orchestrator', u.name, u.plan_hash, u.status, u.seq, u.context, u.state, u.step, "
@@ -40,6 +43,7 @@ INSERT = sa.text(
     "traceparent, owed_reason, due_at_ms) "
     # A pruned saga's id is as taken as a living one's (law 11).
     "WHERE NOT EXISTS (SELECT FROM watership_tombstone t WHERE t.saga_id = u.saga_id) "
+    f"AND {_FREE_TO_MAKE} "
     "ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
 )
 # wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from watership.machine.state import MACHINE_VERSION, SagaState
-from watership.saga.storage.protocol import LogEntry
+from watership.saga.storage.protocol import LogEntry, Tombstone
 from watership.saga.storage.rows import (
     changes_from_json,
     changes_to_json,
@@ -26,7 +26,7 @@ from watership.saga.storage.rows import (
 )
 from watership_orchestrator import statements as sql
 from watership_orchestrator import waiting
-from watership_orchestrator.arrivals import Tombstone, Waiting
+from watership_orchestrator.arrivals import Waiting
 from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
 
 OWED_LOOK_MS = 10_000

@@ -14,7 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from watership_orchestrator.arrivals import Shelf, Tombstone, Waiting
+from watership.saga.storage.protocol import Tombstone
+from watership_orchestrator.arrivals import Shelf, Waiting
 
 _NOW_MS = r"(SELECT (extract(epoch FROM clock_timestamp()) * 1000)\:\:bigint)"
 BACK_OFF_MIN_MS, BACK_OFF_MAX_MS = 10_000, 3_600_000

@@ -8,10 +8,12 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from watership import codec
 from watership.bus.protocol import Bus
 from watership.errors import ConfigurationError
 from watership.messages import AdminVerb
 from watership.saga.compile import Definition
+from watership.saga.models import shape_of
 from watership.saga.storage.protocol import EarlySignal
 from watership.saga.watch import SagaWatch
 from watership.wire import Wire
@@ -56,6 +58,17 @@ class WireRunner:
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga. Its start is durable on return."""
         return await self._wire().start(definition, context, saga_id)
+
+    async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
+        """Writes the start in the caller's transaction, in the orchestrators' database. It needs no broker."""
+        from watership.saga.storage.starts import write_start
+
+        plan = definition.plan
+        data = shape_of(type(context)).dump(context)
+        body = codec.encode_context(data, what=f"saga {plan.saga} {saga_id}: the context")
+        await write_start(
+            session, namespace=self._namespace, driver="orchestrator", plan=plan, saga_id=saga_id, context=body
+        )
 
     async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Watches a saga that somebody started. Raises `SagaNotFound`."""

@@ -11,6 +11,7 @@
     │   ├── SagaConflict           same id, other saga or other input
     │   └── UnknownSaga            nothing is bound to this context, or nobody registered this saga
     ├── SagaNotFound               no saga has this id
+    │   └── SagaPruned             there was one; it ended, and was pruned
     ├── SignalRefused              the saga does not wait for this signal, or its data does not fit
     ├── SagaParked                 the saga needs a person; the reason is in words
     ├── SagaCompensated            recovery found it being undone, and finished that
@@ -91,6 +92,12 @@ class SagaNotFound(WatershipError, ValueError):
     """No saga has this id in this store and namespace."""
 
     code = "saga_not_found"
+
+
+class SagaPruned(SagaNotFound):
+    """The saga ended long ago and was pruned: its steps and its context are gone, its id stays taken."""
+
+    code = "saga_pruned"
 
 
 class SignalRefused(WatershipError):

@@ -273,6 +273,7 @@ class AdminVerb(StrEnum):
     SHOW = "show"
     RETRY = "retry"
     COMPENSATE = "compensate"
+    LEDGER = "ledger"
     DEAD_LIST = "dead-list"
     DEAD_SHOW = "dead-show"
     DEAD_REQUEUE = "dead-requeue"

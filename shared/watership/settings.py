@@ -25,6 +25,11 @@ class Settings(BaseSettings):
     reap_every_s: float = pydantic.Field(default=1.0, gt=0, description="how often a reaper looks")
     reap_batch_max: int = pydantic.Field(default=200, ge=1, le=2000, description="sagas in one look")
     announce_every_s: float = pydantic.Field(default=60.0, gt=0, description="how often a worker says what it serves")
+    dead_letter_retention_s: float = pydantic.Field(
+        default=604_800.0,
+        ge=0,
+        description="how long a dead letter may still be judged again: no saga is pruned sooner",
+    )
     drain_s: float = pydantic.Field(default=25.0, gt=0, description="how long a stopping service finishes its work")
 
     def broker(self) -> str:

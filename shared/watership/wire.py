@@ -27,6 +27,7 @@ from watership.errors import (
     OperationRefused,
     SagaConflict,
     SagaNotFound,
+    SagaPruned,
     SignalRefused,
     StartRejected,
     StoreUnavailable,
@@ -70,7 +71,15 @@ REPLIES_PREFETCH = 2_000
 
 _ERRORS: dict[str, type[WatershipError]] = {
     cls.code: cls
-    for cls in (SagaConflict, SagaNotFound, InvalidPayload, OperationRefused, StartRejected, StoreUnavailable)
+    for cls in (
+        SagaConflict,
+        SagaNotFound,
+        SagaPruned,
+        InvalidPayload,
+        OperationRefused,
+        StartRejected,
+        StoreUnavailable,
+    )
 }
 
 

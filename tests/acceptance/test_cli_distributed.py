@@ -132,3 +132,24 @@ def test_a_parked_saga_is_retried_and_another_compensated(command: Command, serv
     done = command.good("start", "PurchaseSaga", "--context", context("d"), "--watch").out.split()[1]
     assert "is COMPLETED" in command.run("compensate", done, "--reason", "too late").err
     assert "no saga has the id" in command.bad("retry", str(uuid.uuid4()), "--reason", "x")
+
+
+def test_dead_letters_are_listed_shown_requeued_and_discarded(command: Command, services: Callable[[], None]) -> None:
+    services()
+    assert "no dead letters that wait" in command.good("dead", "list").err
+    command.good("start", "PurchaseSaga", "--context", context("a"), "--watch")  # so that the saga is known
+    refused = command.bad("start", "PurchaseSaga", "--context", '{"order": 7}', "--watch")
+    assert "does not fit its schema" in refused
+    (row,) = command.good("dead", "list", "--json").json
+    assert (row["reason"], row["kind"], row["waits_for"]) == ("rejected", "start-saga", "person")
+    letter = str(row["id"])
+    assert "waits for a person" in command.good("dead", "list").out
+    assert '"order": 7' in command.good("dead", "show", letter).out
+    assert "say why" in command.run("dead", "discard", letter, "--reason", " ").err
+    again = command.good("dead", "requeue", letter, "--reason", "is it mended?")
+    assert f"dead letter {letter}: refused: the context of saga PurchaseSaga" in again.out
+    assert f"dead letter {letter}: discarded" in command.good("dead", "discard", letter, "--reason", "a mistake").out
+    assert "a mistake" in command.good("dead", "show", letter).out
+    assert len(command.good("dead", "list", "--all", "--json").json) == 1
+    assert "no dead letter 9 waits" in command.bad("dead", "requeue", "9", "--reason", "x")
+    assert command.good("ledger", "--json").json == []

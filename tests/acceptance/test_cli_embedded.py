@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import sqlite3
 import sys
 import uuid
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from watership import SagaParked, SagaResult, StepError, bootstrap
+from watership.saga.storage.sqlalchemy import SqlAlchemySagaStorage
 
 from tests.support.command import Command, Ran, installed
 from tests.support.shop import Purchase, bind
@@ -239,3 +242,33 @@ def test_every_help_page_fits_and_has_its_panel(bare: Command) -> None:
         page = bare.good(*arguments, "--help").out
         assert max(len(line) for line in page.splitlines()) <= 100
     assert bare.good("--version").out.startswith("watership 0.")
+
+
+def test_old_sagas_are_pruned_and_the_ledger_is_read(command: Command, sqlite_url: str) -> None:
+    command.good("db", "upgrade")
+    ids = run_sagas(sqlite_url)
+    assert "is empty in the embedded database" in command.good("ledger").err
+    asyncio.run(keep_a_late_reply(sqlite_url, ids["stuck"]))
+    (line,) = command.good("ledger", str(ids["stuck"]), "--json").json
+    assert line["reason"] == "act Charge attempt 1 was not awaited"
+    assert "act of Charge" in command.good("ledger").out
+    assert "act of Charge, attempt 1: done" in command.good("show", str(ids["stuck"])).out
+    assert "the limit is 360" in command.bad("prune", "--older-than", "1s")
+    assert "30d" in command.run("prune", "--older-than", "soon").err
+    make_old(sqlite_url)
+    assert "2 sagas would be removed" in command.good("prune", "--older-than", "30d", "--dry-run").err
+    assert "2 sagas were removed" in command.good("prune", "--older-than", "30d").err
+    assert [row["saga_id"] for row in command.good("list", "--json").json] == [str(ids["stuck"])]
+    assert "was pruned" in command.bad("show", str(ids["good"]))
+
+
+async def keep_a_late_reply(sqlite_url: str, saga_id: uuid.UUID) -> None:
+    storage = SqlAlchemySagaStorage(sqlite_url)
+    message = {"step": "Charge", "action": "act", "attempt": 1, "outcome": "done"}
+    await storage.keep_in_ledger(saga_id, "act Charge attempt 1 was not awaited", json.dumps(message))
+    await storage.close()
+
+
+def make_old(sqlite_url: str) -> None:
+    with contextlib.closing(sqlite3.connect(sqlite_url.partition("///")[2])) as connection, connection:
+        connection.execute("UPDATE watership_saga SET created_at_ms = 1, updated_at_ms = 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,8 +15,12 @@ from watership import Response, SagaStepHandler
 from watership.bus.protocol import Delivery
 from watership.bus.rabbit import RabbitBus
 from watership.errors import ConfigurationError
+from watership.machine.events import SagaStarted
+from watership.machine.react import react
+from watership.machine.state import SagaState
 from watership_orchestrator import engine
 from watership_orchestrator.ports import SagaBatch
+from watership_orchestrator.store import NewRow, Store
 from watership_worker import Worker
 from watership_worker.consumer import Consumer
 
@@ -106,6 +111,22 @@ async def test_a_commit_whose_answer_is_lost_still_sends_what_followed(
     saga_id = await system.start("OrderSaga", {"order_id": "1"})
     await system.until(saga_id, status="COMPLETED")  # no reaper runs, and no deadline is near
     assert lost == 3
+
+
+async def test_a_saga_that_another_transaction_is_making_is_not_waited_for(system: Running) -> None:
+    """Whoever makes it may be stopped in the middle of that: nobody else's batch is held up by it."""
+    store = Store(system.database, system.settings.namespace)
+    rows = []
+    for _ in range(2):
+        saga_id = uuid.uuid4()
+        state = react(None, SagaState(str(saga_id)), SagaStarted("OrderSaga", {}, None, 1), 0).state
+        rows.append(NewRow(saga_id, state, "hash", None, None))
+    contested, other = rows
+    async with store.batch() as first, store.batch() as second:
+        assert await first.insert([contested]) == {contested.saga_id}
+        async with asyncio.timeout(1.0):  # half of the time that a lock would be waited for
+            assert await second.insert(rows) == {other.saga_id}
+    assert await system.row(contested.saga_id) is not None
 
 
 async def test_a_batch_that_was_committed_too_long_ago_publishes_nothing(

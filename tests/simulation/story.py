@@ -12,6 +12,7 @@ from typing import Any
 
 from watership.bus.protocol import Fate, Message
 from watership.bus.topology import Queue, Topology
+from watership.machine.changes import Compensated, Completed
 from watership.machine.state import Action, Status
 from watership.messages import AdminRequest, AdminVerb, RegisterWorker, StartSaga, WireMessage
 from watership.settings import Settings
@@ -249,7 +250,7 @@ class Story:
     async def _strikes(self) -> None:
         if self.weather.strikes_s is None:
             return
-        chance = self.faults_chance()
+        chance, drains = self.faults_chance(), list[asyncio.Task[None]]()
         while True:
             await asyncio.sleep(chance.expovariate(1 / self.weather.strikes_s))
             process = chance.choice(list(self.world.processes.values()))
@@ -257,7 +258,7 @@ class Story:
             if roll < 0.25:
                 self.world.crash(process)
             elif roll < 0.35:
-                await self.world.drain(process)
+                drains.append(asyncio.create_task(self.world.drain(process)))
             elif roll < 0.6:
                 self.world.pause(process, chance.choice(PAUSES_S))
             elif roll < 0.8:
@@ -362,11 +363,17 @@ class Story:
         for law, words in books.offences(self.laws, self.town):
             self.laws.breaks(law, words)
         told = {message.message_id for message in self.world.broker.peek(LISTENER)}
-        for saga_id, state in self.laws.states.items():
-            end = f"{saga_id}:{state.seq}:saga-ended:event"
+        for saga_id in self.laws.states:
+            end = f"{saga_id}:{self._ended_at(saga_id)}:saga-ended:event"
             self.laws.check(
                 "law_01_durable_before_visible", end in told, f"the end of saga {saga_id.int} was never told: {end}"
             )
+
+    def _ended_at(self, saga_id: uuid.UUID) -> int:
+        """The log entry by which the saga ended; it may have moved since."""
+        entries = self.laws.entries[saga_id]
+        ends = (Completed, Compensated)
+        return max((one.seq for one in entries if any(isinstance(c, ends) for c in one.changes)), default=0)
 
     def _is_awaited(self, saga_id: uuid.UUID, step: str, action: Action, attempt: int) -> bool:
         state = self.laws.states.get(saga_id)

@@ -7,6 +7,7 @@ Nothing is started as a service, and a server of the host is never touched: ours
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -100,23 +101,69 @@ def _no_service_starts() -> Iterator[None]:
             aside.rename(POLICY)
 
 
-def _start_postgresql(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """A private server, made ready and not yet running: how it is run, and where it will listen.
+
+    ``ending`` asks it to stop now, in order.
+    """
+
+    server: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    data: Path
+    ending: signal.Signals
+    url: str
+    port: int
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts it, in a session of its own; it may be started again after it ended. Who starts it ends it."""
+        with (self.data / "output.log").open("ab") as output:
+            return subprocess.Popen(
+                self.command,
+                cwd=self.data,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, process: subprocess.Popen[bytes]) -> Endpoint:
+        """Waits until it answers. Raises Unavailable with the last thing that it said."""
+        try:
+            ended = lambda: process.poll() is not None  # noqa: E731
+            wait_until_answering(self.server, self.url, timeout_s=START_WITHIN_S, ended=ended)
+        except Unavailable as why:
+            said = (self.data / "output.log").read_text(errors="replace")
+            raise Unavailable(f"{why}: {_last_line(said)}") from why
+        return Endpoint(self.url, f"started for this run, 127.0.0.1:{self.port}", shared=False)
+
+
+def is_installed(server: str) -> bool:
+    """Whether its program is on this host."""
+    return _program(server) is not None
+
+
+def prepare_postgresql(home: Path, name: str = "postgresql", options: Sequence[str] = ()) -> Program:
+    """A cluster of its own in ``home / name``. ``options`` are further settings, as ``max_wal_size=64MB``."""
     program = _program(POSTGRESQL)
     assert program is not None
-    data, port = _directory(home, "postgresql", user="postgres"), _free_port()
+    data, port = _directory(home, name, user="postgres"), _free_port()
     initdb = [str(program.with_name("initdb")), "--pgdata", str(data / "data"), "--username=postgres", "--auth=trust"]
     done = _run([*_as("postgres"), *initdb, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"], os.environ)
     if done.returncode != 0:
         raise Unavailable(f"initdb failed: {_last_line(done.stdout)}")
-    options = ["-c", "max_connections=200", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}"]
-    command = [*_as("postgres"), str(program), "-D", str(data / "data"), "-p", str(port), *options]
-    # Postgres takes SIGINT as "now, but in order"; SIGTERM would wait for clients.
-    process = _spawn(command, data, os.environ, stack, ending=signal.SIGINT)
+    settings = ["max_connections=200", "listen_addresses=127.0.0.1", f"unix_socket_directories={data}", *options]
+    flags = [flag for setting in settings for flag in ("-c", setting)]
+    command = [*_as("postgres"), str(program), "-D", str(data / "data"), "-p", str(port), *flags]
     url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
-    return _answering(POSTGRESQL, url, port, process, data)
+    # Postgres takes SIGINT as "now, but in order"; SIGTERM would wait for clients.
+    return Program(POSTGRESQL, command, dict(os.environ), data, signal.SIGINT, url, port)
 
 
-def _start_rabbitmq(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+def prepare_rabbitmq(home: Path) -> tuple[Program, Program]:
+    """Erlang's name server, to be started first, and the broker: a node of its own in ``home / "rabbitmq"``."""
     data, port, names_port = _directory(home, "rabbitmq", user="rabbitmq"), _free_port(), _free_port()
     (data / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\n")
     (data / "enabled_plugins").write_text("[].\n")
@@ -138,20 +185,47 @@ def _start_rabbitmq(home: Path, stack: contextlib.ExitStack) -> Endpoint:
         "RABBITMQ_PID_FILE": str(data / "pid"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
     }
-    _start_name_server(names_port, data, environment, stack)
+    # Up before the broker is: else the broker starts one that nobody ends.
+    epmd = [*_as("rabbitmq"), shutil.which("epmd") or "epmd", "-port", str(names_port)]
+    names = Program(RABBITMQ, epmd, environment, data, signal.SIGTERM, f"epmd://127.0.0.1:{names_port}", names_port)
+    url = f"amqp://guest:guest@127.0.0.1:{port}/"
     command = [*_as("rabbitmq"), str(RABBITMQ_SERVER)]
-    process = _spawn(command, data, environment, stack, ending=signal.SIGTERM)
-    return _answering(RABBITMQ, f"amqp://guest:guest@127.0.0.1:{port}/", port, process, data)
+    return names, Program(RABBITMQ, command, environment, data, signal.SIGTERM, url, port)
 
 
-def _start_name_server(port: int, data: Path, environment: Mapping[str, str], stack: contextlib.ExitStack) -> None:
-    """Erlang's epmd, up before the broker is: else the broker starts one that nobody ends."""
-    command = [*_as("rabbitmq"), shutil.which("epmd") or "epmd", "-port", str(port)]
-    process = _spawn(command, data, environment, stack, ending=signal.SIGTERM)
+def rabbitmqctl(broker: Program, *arguments: str) -> str:
+    """Runs the broker's command line on a private broker; what it wrote. Raises Unavailable when it failed."""
+    command = [*_as("rabbitmq"), str(RABBITMQ_SERVER.with_name("rabbitmqctl")), "--quiet", *arguments]
+    done = _run(command, broker.environment)
+    if done.returncode != 0:
+        raise Unavailable(f"rabbitmqctl {' '.join(arguments)}: {_last_line(done.stdout)}")
+    return done.stdout
+
+
+def _start_postgresql(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+    return _started(prepare_postgresql(home), stack)
+
+
+def _start_rabbitmq(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+    names, broker = prepare_rabbitmq(home)
+    process = names.start()
+    stack.callback(end, process, names.ending)
+    wait_for_name_server(names, process)
+    return _started(broker, stack)
+
+
+def _started(program: Program, stack: contextlib.ExitStack) -> Endpoint:
+    process = program.start()
+    stack.callback(end, process, program.ending)
+    return program.wait(process)
+
+
+def wait_for_name_server(names: Program, process: subprocess.Popen[bytes]) -> None:
+    """Waits until Erlang's epmd listens. Raises Unavailable."""
     deadline = time.monotonic() + START_WITHIN_S
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", names.port), timeout=1).close()
         except OSError as why:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Unavailable("epmd, Erlang's name server, did not start") from why
@@ -160,29 +234,7 @@ def _start_name_server(port: int, data: Path, environment: Mapping[str, str], st
             return
 
 
-def _spawn(
-    command: Sequence[str],
-    data: Path,
-    environment: Mapping[str, str],
-    stack: contextlib.ExitStack,
-    *,
-    ending: signal.Signals,
-) -> subprocess.Popen[bytes]:
-    with (data / "output.log").open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=data,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    stack.callback(_end, process, ending)
-    return process
-
-
-def _end(process: subprocess.Popen[bytes], ending: signal.Signals) -> None:
+def end(process: subprocess.Popen[bytes], ending: signal.Signals) -> None:
     """In order if it can, and its whole session in any case: RabbitMQ has helpers of its own."""
     process.send_signal(ending)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -190,14 +242,6 @@ def _end(process: subprocess.Popen[bytes], ending: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _answering(server: str, url: str, port: int, process: subprocess.Popen[bytes], data: Path) -> Endpoint:
-    try:
-        wait_until_answering(server, url, timeout_s=START_WITHIN_S, ended=lambda: process.poll() is not None)
-    except Unavailable as why:
-        raise Unavailable(f"{why}: {_last_line((data / 'output.log').read_text(errors='replace'))}") from why
-    return Endpoint(url, f"started for this run, 127.0.0.1:{port}", shared=False)
 
 
 def _directory(home: Path, name: str, *, user: str) -> Path:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 import urllib.parse
+from collections.abc import Callable
 from typing import Self
 
 _LINGER_NONE = struct.pack("ii", 1, 0)  # closing sends RST and throws away what was not sent
@@ -29,6 +30,9 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._is_refusing = False
+        self._latency_s, self._bytes_per_s = 0.0, 0.0
+        self.connections = 0  # how many were made so far
+        self.on_sent: Callable[[bytes], None] | None = None  # is shown what clients sent to the server, as it passes
         self.is_holding = asyncio.Event()  # set when a black hole has swallowed something
         self.port = 0
 
@@ -74,9 +78,14 @@ class Proxy:
         """Passes nothing on, in both directions, and tells nobody. What was sent meanwhile arrives after `heal`."""
         self._flowing.clear()
 
+    def slow(self, *, latency_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
+        """What passes is late by ``latency_s`` in each direction, and at most ``bytes_per_s`` a second of it (0: all)."""
+        self._latency_s, self._bytes_per_s = latency_s, bytes_per_s
+
     def heal(self) -> None:
         """Back to normal."""
         self._is_refusing = False
+        self._latency_s = self._bytes_per_s = 0.0
         self.is_holding.clear()
         self._flowing.set()
 
@@ -85,6 +94,7 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
+        self.connections += 1
         try:
             if self._is_refusing:
                 self.cut()
@@ -101,7 +111,7 @@ class Proxy:
     async def _pass_both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(*self._target)
         self._writers.add(server_writer)
-        there = asyncio.create_task(self._pass(reader, server_writer))
+        there = asyncio.create_task(self._pass(reader, server_writer, is_sent=True))
         back = asyncio.create_task(self._pass(server_reader, writer))
         try:
             await asyncio.wait([there, back], return_when=asyncio.FIRST_COMPLETED)
@@ -112,7 +122,7 @@ class Proxy:
             self._writers.discard(server_writer)
             server_writer.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_sent: bool = False) -> None:
         while True:
             await self._flowing.wait()
             data = await reader.read(65536)
@@ -122,5 +132,9 @@ class Proxy:
             if not self._flowing.is_set():
                 self.is_holding.set()
                 await self._flowing.wait()
+            if delay_s := self._latency_s + (len(data) / self._bytes_per_s if self._bytes_per_s else 0.0):
+                await asyncio.sleep(delay_s)
+            if is_sent and self.on_sent is not None:
+                self.on_sent(data)
             writer.write(data)
             await writer.drain()

@@ -195,6 +195,15 @@ async def test_the_same_id_with_other_input_is_a_conflict(mediator: SagaMediator
     assert CALLS.count("act A") == 1
 
 
+async def test_of_two_starts_at_once_with_other_input_one_is_a_conflict(mediator: SagaMediator) -> None:
+    saga_id = uuid.uuid4()
+    first, second = await asyncio.gather(
+        mediator.start(Order("o-1"), saga_id), mediator.start(Order("o-2"), saga_id), return_exceptions=True
+    )
+    assert first == saga_id
+    assert isinstance(second, SagaConflict)
+
+
 async def test_a_second_driver_waits_and_gets_the_same_end(storage: MemorySagaStorage, mediator: SagaMediator) -> None:
     saga_id, go = uuid.uuid4(), asyncio.Event()
     HOOKS["act B"] = go.wait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from watership.commands import database, dead, demo, operating, sagas, starting, topology
+from watership.commands import database, dead, demo, ledger, operating, prune, sagas, starting, topology
 from watership.commands.options import SAGAS, SET_UP, TRY_IT
 
 
@@ -14,8 +14,10 @@ def register(app: typer.Typer) -> None:
     app.command("start", rich_help_panel=SAGAS)(starting.start)
     app.command("list", rich_help_panel=SAGAS)(sagas.list_sagas)
     app.command("show", rich_help_panel=SAGAS)(sagas.show)
+    app.command("ledger", rich_help_panel=SAGAS)(ledger.ledger)
     app.command("retry", rich_help_panel=SAGAS)(operating.retry)
     app.command("compensate", rich_help_panel=SAGAS)(operating.compensate)
+    app.command("prune", rich_help_panel=SET_UP)(prune.prune)
     app.add_typer(dead.app, name="dead", rich_help_panel=SAGAS)
     app.add_typer(database.app, name="db", rich_help_panel=SET_UP)
     app.add_typer(topology.app, name="topology", rich_help_panel=SET_UP)

@@ -94,7 +94,6 @@ def _print_rows(rows: list[dict[str, Any]], now_ms: int) -> None:
     table.add_column("ID", justify="right", no_wrap=True)
     table.add_column("Died", justify="right", no_wrap=True)
     table.add_column("Of", no_wrap=True)
-    table.add_column("Queue", overflow="fold")
     table.add_column("Kind", no_wrap=True)
     table.add_column("Saga", no_wrap=True, min_width=36)
     table.add_column("What came of it", overflow="fold")
@@ -103,7 +102,6 @@ def _print_rows(rows: list[dict[str, Any]], now_ms: int) -> None:
             str(row["id"]),
             ago(row["at"], now_ms),
             Text(clean(row["reason"])),
-            Text(clean(row["queue"])),
             Text(clean(row["kind"])),
             row["saga_id"] or "",
             Text(clean(_outcome(row)), style=DOUBTFUL if row["waits_for"] == "person" else QUIET),

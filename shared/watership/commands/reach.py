@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from watership.client import rabbit_bus
-from watership.errors import ConfigurationError, SagaNotFound
+from watership.errors import ConfigurationError, SagaNotFound, SagaPruned
 from watership.machine.state import Status
 from watership.messages import AdminVerb
 from watership.settings import Settings, load_settings
 from watership.wire import Wire
+
+LEDGER_SHOWN_MAX = 100
 
 
 class Reader(Protocol):
     """What can be asked about sagas, wherever they are."""
 
     where: str
+
+    async def ledger(self, saga_id: uuid.UUID | None, *, limit: int) -> list[dict[str, Any]]:
+        """What came late, twice or for nobody, the newest first: of one saga, or of all."""
 
     async def list(self, *, limit: int, status: Status | None, parked: bool | None) -> list[dict[str, Any]]:
         """The newest sagas first, a line for each."""
@@ -75,6 +80,10 @@ class _Distributed:
         self._wire = wire
         self.where = f"the namespace {namespace}"
 
+    async def ledger(self, saga_id: uuid.UUID | None, *, limit: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self._wire.ask(AdminVerb.LEDGER, saga_id=saga_id, limit=limit)
+        return found
+
     async def list(self, *, limit: int, status: Status | None, parked: bool | None) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = await self._wire.ask(
             AdminVerb.LIST, limit=limit, status=status.value if status is not None else None, parked=parked
@@ -91,6 +100,11 @@ class _Embedded:
         self._storage = storage
         self.where = where
 
+    async def ledger(self, saga_id: uuid.UUID | None, *, limit: int) -> list[dict[str, Any]]:
+        from watership.saga.storage.views import ledger_view
+
+        return [ledger_view(line) for line in await self._storage.ledger(saga_id=saga_id, limit=limit)]
+
     async def list(self, *, limit: int, status: Status | None, parked: bool | None) -> list[dict[str, Any]]:
         from watership.saga.storage.views import summary_to_view
 
@@ -102,8 +116,12 @@ class _Embedded:
 
         record = await self._storage.load(saga_id)
         if record is None:
+            tombstone = await self._storage.tombstone(saga_id)
+            if tombstone is not None and tombstone.ours:
+                raise SagaPruned(tombstone.words)
             raise SagaNotFound(f"no saga has the id {saga_id} in {self.where}")
-        return record_view(record, await self._storage.history(saga_id))
+        lines = await self._storage.ledger(saga_id=saga_id, limit=LEDGER_SHOWN_MAX)
+        return record_view(record, await self._storage.history(saga_id), lines)
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from watership.commands.ledger import ledger_table
 from watership.commands.options import AsJson, BrokerUrl, DatabaseUrl, Namespace, SagaId
 from watership.commands.reach import Reader, open_reader
 from watership.commands.screen import ago, clean, milliseconds, output, print_json, say, span, status_text
@@ -100,6 +101,9 @@ def show(
     console = output()
     console.print(Panel(_facts(view, int(time.time() * 1000)), title=_title(view), title_align="left", padding=(0, 1)))
     console.print(_timeline_table(view))
+    if view["ledger"]:
+        console.print(Text("\nIn the ledger, the newest first:", style="bold"))
+        console.print(ledger_table(view["ledger"], int(time.time() * 1000), of_one=True))
 
 
 async def _show(

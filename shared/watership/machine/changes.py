@@ -97,7 +97,10 @@ class Replied:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verified:
-    """What came of asking about an act: done, failed (it had no effect), or unknown, and it stays unknown."""
+    """What came of an act that was in doubt: done, failed (it had no effect), or unknown, and it stays unknown.
+
+    Its verification said so, or another run of it, late.
+    """
 
     kind: ClassVar[str] = "verified"
     step: str

@@ -80,13 +80,18 @@ def _act_again(d: Decision, step: StepPlan, failure: Failure | None) -> None:
 
 def act_ended(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure | None, *, clashed: bool = False) -> None:
     """No further attempt of this act follows by itself: forward if it is done, else whatever its failure leads to."""
+    act = d.state.step(step.name).act
     if d.state.status is not Status.RUNNING or (outcome is Outcome.DONE and not clashed):
+        go_on(d)
+        return
+    if d.state.pivoted and act.outcome is Outcome.DONE and not clashed:  # another run of it was done, and told so late
+        d.record(c.Verified(step.name, act.attempt, Outcome.DONE))
         go_on(d)
         return
     failure = failure or Failure("unknown", "", f"step {step.name} ended {outcome}", (), step.name)
     assert d.plan is not None
     unit = d.plan.unit_of[step.name]
-    if d.state.pivoted and not (d.is_pivot(step.name) and outcome is Outcome.FAILED):
+    if d.state.pivoted and (act.may_have_run or not d.is_pivot(step.name)):
         _stop(d, step, outcome, failure)
     elif (
         isinstance(unit, FallbackPlan)

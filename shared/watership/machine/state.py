@@ -245,6 +245,16 @@ class SagaState:
                 yield name, Action.VERIFY, step.verify
 
     @property
+    def rests(self) -> bool:
+        """Nothing follows without a person, or a late reply."""
+        return self.parked_reason is not None or next(self.active_actions(), None) is None
+
+    @property
+    def sleeps(self) -> bool:
+        """It waits for a moment or a signal, and for no reply."""
+        return all(action.phase is not Phase.AWAITED for _, _, action in self.active_actions())
+
+    @property
     def due_at_ms(self) -> int | None:
         """The moment at which time itself becomes an event; None: nothing to wait for."""
         if self.parked_reason is not None or self.paused:

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import uuid
 
-from watership.errors import LeaseLost, SagaNotFound, WatershipError
+from watership import codec
+from watership.errors import LeaseLost, SagaNotFound, SagaPruned
 from watership.execution import Command, execute
 from watership.machine import events as e
 from watership.machine.apply import apply
@@ -20,7 +21,8 @@ from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
-from watership.saga.job import Job, Seat, Start
+from watership.saga.job import Job, LetGo, Seat, Start
+from watership.saga.pruned import why_gone
 from watership.saga.runs import Happening, Runs
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
@@ -31,10 +33,6 @@ FOLLOW_EVERY_MS = 250
 FOLLOW_ASLEEP_EVERY_MS_MAX = 5_000
 ASLEEP_MS = 5_000  # what waits for longer than this is let go meanwhile
 BACK_OFF_MS = 5_000
-
-
-class LetGo(WatershipError):
-    """This process stopped driving the saga; recovery, or whoever asks for it next, goes on with it."""
 
 
 class Drive:
@@ -150,11 +148,15 @@ class Drive:
             self._wake.clear()
             record = await self._storage.load(self.saga_id)
             if record is None:
-                raise SagaNotFound(f"no saga has the id {self.saga_id} in this store")
+                name, input_hash = self._job.definition.plan.saga, start.input_hash if start is not None else None
+                gone = await why_gone(self._storage, self.saga_id, name, input_hash)
+                if start is not None and isinstance(gone, SagaPruned):
+                    self._is_durable()  # law 11: it is the same saga, which ended
+                raise gone
             if start is not None:
                 start.check_same(record, self._job.definition.plan.saga)
             self._is_durable()
-            if _over(record.state) and not self._inbox:
+            if record.state.rests and not self._inbox:
                 await self._replay()
                 self._tell_end(record.state)
                 return None
@@ -183,9 +185,7 @@ class Drive:
 
     async def _asleep_ms(self, state: SagaState) -> int:
         """How long a saga only waits for its moment; 0: it does not."""
-        if any(action.phase is Phase.AWAITED for _, _, action in state.active_actions()) or state.due_at_ms is None:
-            return 0
-        return state.due_at_ms - await self._storage.now_ms()
+        return state.due_at_ms - await self._storage.now_ms() if state.sleeps and state.due_at_ms is not None else 0
 
     async def _take_over(self, lease: Lease) -> None:
         """Goes on where another process stopped, on the plan that the saga began with (law 7)."""
@@ -255,7 +255,7 @@ class Drive:
             return done
         if self._inbox:
             return self._inbox.pop(0)
-        if not self._runs and _over(self._state):
+        if not self._runs and self._state.rests:
             return Happening(e.TimePassed(), "time")  # nothing follows: `_follow` gives the lease up
         unbegun = self._unbegun()
         for name, action, state in unbegun:
@@ -342,7 +342,10 @@ class Drive:
         """Asks the machine, writes what it decided, and only then goes on. Whether that gave the lease up."""
         now_ms = self._now_ms()
         reaction = react(self._plan, self._state, happening.event, now_ms)
-        released = _over(reaction.state) and not self._runs
+        released = reaction.state.rests and not self._runs
+        if reaction.ledger is not None:
+            cause = codec.dumps({"cause": happening.cause}).decode()
+            await self._storage.keep_in_ledger(self.saga_id, reaction.ledger, cause)
         if reaction.changes:
             entry = LogEntry(reaction.state.seq, now_ms, happening.cause, reaction.changes)
             await self._storage.commit(lease, reaction.state, [entry], release=released)
@@ -395,8 +398,3 @@ class Drive:
                 if isinstance(effect, NotifyStep):
                     done = StepDone(effect.seq, effect.step, effect.response, effect.patch or {}, dict(state.context))
                     self.watch.step_done(done)
-
-
-def _over(state: SagaState) -> bool:
-    """Nothing follows without a person."""
-    return state.parked_reason is not None or next(state.active_actions(), None) is None

@@ -12,22 +12,34 @@ import weakref
 from collections.abc import Hashable, Iterable
 from typing import Any
 
+from watership import codec
 from watership.clock import Clock, SystemClock
 from watership.container import Container
-from watership.errors import OperationRefused, SagaConflict, SagaNotFound, SignalRefused, UnknownSaga
+from watership.errors import (
+    ConfigurationError,
+    InvalidPayload,
+    LimitExceeded,
+    OperationRefused,
+    SagaConflict,
+    SignalRefused,
+    UnknownSaga,
+)
 from watership.machine import events as e
 from watership.saga.compile import Definition
-from watership.saga.driver import Drive, LetGo
-from watership.saga.job import Job, Seat, Start
+from watership.saga.driver import Drive
+from watership.saga.job import Job, LetGo, Seat, Start
 from watership.saga.models import shape_of
+from watership.saga.pruned import why_gone
 from watership.saga.signals import signal_event
-from watership.saga.storage.protocol import EarlySignal, SagaStorage
+from watership.saga.storage.protocol import EarlySignal, SagaStorage, StartRow
+from watership.saga.taking_up import park, readable
 from watership.saga.watch import SagaWatch
 
 log = logging.getLogger("watership.driver")
 
 RECOVER_AT_ONCE_MAX = 100
 DRAIN_S = 30.0
+START_HOLD_MS = 30_000
 
 _per_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Drivers]] = weakref.WeakKeyDictionary()
 
@@ -124,6 +136,7 @@ class Drivers:
 
     def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
         drive = Drive(self._seat, saga_id, job, gated=gated)
+        drive.start = start  # at once: another start of this id may come before its task has begun
         self._drives[saga_id] = drive
         task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
         self._tasks[saga_id] = task
@@ -161,7 +174,7 @@ class Drivers:
         room = RECOVER_AT_ONCE_MAX - len(self._recovered)  # what was started here must not starve what was left
         if room <= 0 or not self._jobs:
             return []
-        watches = []
+        watches = await self._take_starts(room)
         for saga_id in await self.storage.due(names=list(self._jobs), limit=room):
             if saga_id in self._drives:
                 continue
@@ -183,6 +196,29 @@ class Drivers:
             job = self._jobs.get(record.state.name) if record is not None else None
             if job is not None:
                 await self.take_early(job, signal)
+
+    async def _take_starts(self, room: int) -> list[SagaWatch]:
+        """Takes up what was started in transactions. Whoever fails here leaves the row to the next look."""
+        rows = await self.storage.take_starts(names=list(self._jobs), limit=room, hold_ms=START_HOLD_MS)
+        taken = await asyncio.gather(*(self._take_start(row) for row in rows), return_exceptions=True)
+        for row, outcome in zip(rows, taken, strict=True):
+            if isinstance(outcome, BaseException):
+                log.error("saga %s %s could not be started; trying again", row.saga, row.saga_id, exc_info=outcome)
+        return [outcome for outcome in taken if isinstance(outcome, SagaWatch)]
+
+    async def _take_start(self, row: StartRow) -> SagaWatch | None:
+        """Starts its saga, then removes the row: in between, a second start of the same is the same saga (law 11)."""
+        job, watch = self._jobs[row.saga], None
+        try:
+            context = readable(row, job.definition)
+            watch = (await self.start(job, context, row.saga_id)).watch
+            self._recovered.add(row.saga_id)
+        except (InvalidPayload, LimitExceeded) as error:
+            await park(self.storage, row, str(error))
+        except SagaConflict as error:
+            await self.storage.keep_in_ledger(row.saga_id, str(error), codec.dumps({"saga": row.saga}).decode())
+        await self.storage.start_done(row.start_id)
+        return watch
 
     async def close(self) -> None:
         """Stops recovery; lets every saga go after the steps that run now, at most `DRAIN_S` seconds."""
@@ -240,11 +276,24 @@ class EmbeddedRunner:
         data = shape_of(type(context)).dump(context)
         return (await drivers.start(job, data, saga_id)).watch
 
+    async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
+        """Writes the start in the caller's transaction, in the database that the storage is on."""
+        namespace = getattr(self._storage, "namespace", None)
+        if namespace is None:
+            raise ConfigurationError("a start in a transaction needs sagas in a database: these live in memory")
+        from watership.saga.storage.starts import write_start
+
+        plan = definition.plan
+        data = shape_of(type(context)).dump(context)
+        body = codec.encode_context(data, what=f"saga {plan.saga} {saga_id}: the context")
+        await write_start(session, namespace=namespace, driver="embedded", plan=plan, saga_id=saga_id, context=body)
+        self._drivers()  # recovery must run, or nobody takes it up
+
     async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Joins a saga that exists. Raises `SagaNotFound`."""
         job = await self._job_of(saga_id)
         if job is None:
-            raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+            raise await why_gone(self._storage, saga_id)
         return (await self._drivers().join(job, saga_id)).watch
 
     async def signal(self, signal: EarlySignal) -> None:
@@ -263,7 +312,7 @@ class EmbeddedRunner:
         """Has a saga undone. Raises `SagaNotFound`, `OperationRefused`."""
         job = await self._job_of(saga_id)
         if job is None:
-            raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+            raise await why_gone(self._storage, saga_id)
         event = e.CompensateRequested(actor, reason)
         refused = await self._drivers().ask(job, saga_id, event, "request")
         if refused is not None:

@@ -10,10 +10,14 @@ from uuid import UUID
 from watership import codec
 from watership.clock import Clock
 from watership.container import Container
-from watership.errors import SagaConflict
+from watership.errors import SagaConflict, WatershipError
 from watership.execution import Hands
 from watership.saga.compile import Definition, context_of
 from watership.saga.storage.protocol import LeaseKeeper, SagaRecord, SagaStorage
+
+
+class LetGo(WatershipError):
+    """This process stopped driving the saga; recovery, or whoever asks for it next, goes on with it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from watership.errors import InvalidPayload, UnknownSaga
 from watership.saga.compile import Definition, compile_saga
@@ -16,6 +16,9 @@ from watership.saga.saga import SagaMap
 from watership.saga.signals import make_signal
 from watership.saga.step import SagaStepResult
 from watership.saga.watch import Runner
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 
 class SagaMediator:
@@ -38,14 +41,28 @@ class SagaMediator:
             )
         return self._definitions[saga]
 
-    async def start(self, context: Any, saga_id: uuid.UUID | None = None) -> uuid.UUID:
+    async def start(
+        self,
+        context: Any,
+        saga_id: uuid.UUID | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> uuid.UUID:
         """Starts the saga that ``context`` is bound to, and returns its id once the start is durable.
+
+        With ``session``, the start is one row in that transaction of yours: if you commit, the saga starts soon after
+        (`recover_every_s`; in the distributed system, a reaper's next look), and if you roll back, it never does.
+        Nothing is sent. The session must be on the database that sagas live in: PostgreSQL in the distributed system,
+        and the orchestrators' own. A start that turns out wrong then (its id is taken, its context does not fit) is in
+        the ledger, or parked. `result` knows the saga once it was taken up.
 
         The same id with the same input again is the same saga. Raises `SagaConflict` on other input, `UnknownSaga`,
         `InvalidPayload`, `LimitExceeded`. In the distributed system a conflict shows when the result is asked for.
         """
-        wanted = _id_of(saga_id)
-        await self._runner.start(self._definition_for(context), context, wanted)
+        wanted, definition = _id_of(saga_id), self._definition_for(context)
+        if session is not None:
+            await self._runner.write_start(definition, context, wanted, session)
+        else:
+            await self._runner.start(definition, context, wanted)
         return wanted
 
     async def stream(

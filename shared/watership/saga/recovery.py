@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from watership.adapters.containers import as_container
-from watership.errors import SagaCompensated, SagaConflict, SagaNotFound
+from watership.errors import SagaCompensated, SagaConflict, SagaParked
 from watership.machine import events as e
 from watership.machine.state import Status
 from watership.saga.compile import compile_saga
 from watership.saga.drivers import drivers_for
 from watership.saga.job import Job
+from watership.saga.pruned import why_gone
 from watership.saga.storage.protocol import SagaStorage
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ async def recover_saga(
     definition = compile_saga(saga_type)
     record = await storage.load(saga_id)
     if record is None:
-        raise SagaNotFound(f"no saga has the id {saga_id} in this store")
+        raise await why_gone(storage, saga_id)
     if record.state.name != definition.plan.saga:
         raise SagaConflict(f"saga {saga_id} is a {record.state.name}, not a {definition.plan.saga}")
+    if record.state.status is Status.PENDING:  # its start could not be read: nothing here could go on with it
+        reason = record.state.parked_reason or "its plan is not known"
+        raise SagaParked(f"saga {saga_id} is parked: {reason}", reason=reason)
     went_back = record.state.status in (Status.COMPENSATING, Status.COMPENSATED, Status.FAILED)
     build = None if isinstance(context_builder, type) else context_builder
     # Whoever calls this for a parked saga is the person that it waits for.

@@ -139,6 +139,9 @@ class Runner(Protocol):
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga, or finds it if it was started alike. Durable on return. Raises `StartRejected`."""
 
+    async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
+        """Writes the start in the transaction of ``session``. Raises `ConfigurationError` if it cannot be there."""
+
     async def find(self, saga_id: uuid.UUID) -> SagaWatch:
         """Watches a saga that exists. Raises `SagaNotFound`."""
 

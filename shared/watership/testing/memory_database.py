@@ -17,7 +17,8 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.exc
 
-from watership_orchestrator.arrivals import Tombstone, Waiting
+from watership.saga.storage.protocol import Tombstone
+from watership_orchestrator.arrivals import Waiting
 from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
 
 LOCK_TIMEOUT_S = 2.0

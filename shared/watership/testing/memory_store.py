@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from watership.machine.state import MACHINE_VERSION, SagaState
-from watership.saga.storage.protocol import LogEntry
+from watership.saga.storage.protocol import LogEntry, Tombstone
 from watership.saga.storage.rows import (
     changes_from_json,
     changes_to_json,
@@ -24,7 +24,7 @@ from watership.saga.storage.rows import (
 from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase, Row, WaitingRow
 from watership.testing.memory_line import Line, StraightLine
 from watership.testing.memory_rows import MemoryRows
-from watership_orchestrator.arrivals import Shelf, Tombstone, Waiting
+from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.store import OWED_LOOK_MS, ChangedRow, LedgerLine, NewRow, StoredSaga, stored_saga
 from watership_orchestrator.waiting import WaitingSignal
 

@@ -32,6 +32,7 @@ EPOCH_MS = 1_700_000_000_000
 HEARTBEAT_S = 30.0  # of silence, and the broker gives a connection up
 IDLE_IN_TRANSACTION_S = 10.0
 RECONNECT_S = 2.0
+DRAIN_S = 25.0
 SKEW_S = 1_000_000.0
 
 
@@ -73,6 +74,8 @@ class Process:
         self.lane = Lane(name)
         self.chance = random.Random(world.chance.getrandbits(64))
         self.service: Service | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.stopping = False
         self.bus = FaultyBus(world.broker, self, lambda: world.mischief, world.witness)
         self._world = world
         self._skew_s = self.chance.uniform(0, SKEW_S)
@@ -161,7 +164,7 @@ class World:
         self._all.append(process)
         self.processes[role] = process
         self.tell(process, "starts")
-        self.loop.create_task(self._live(process), name=process.name, context=process.lane.context)
+        process.task = self.loop.create_task(self._live(process), name=process.name, context=process.lane.context)
         return process
 
     async def _live(self, process: Process) -> None:
@@ -172,6 +175,8 @@ class World:
             await process.service.run()
         except (BrokerUnavailable, StoreUnavailable, ConfigurationError) as error:
             self.tell(process, f"gives up: {error}")
+        except asyncio.CancelledError:
+            return  # it was asked to stop, and is not done yet
         except Exception as error:  # noqa: BLE001 - whatever it was, it is told as a bug
             self.unexpected.append(Unexpected(process.name, "".join(traceback.format_exception(error))))
         self.loop.call_soon(self.crash, process, context=contextvars.Context())
@@ -206,13 +211,24 @@ class World:
                 self._restart(process)
 
     async def drain(self, process: Process) -> None:
-        """Ends a process as SIGTERM does: it finishes what it has in hand."""
-        if process.service is None or not process.alive:
+        """Ends a process as SIGTERM does: it finishes what it has in hand, as long as its patience lasts."""
+        if process.service is None or not process.alive or process.stopping:
             return
         self.tell(process, "is asked to stop")
-        task = self.loop.create_task(process.service.drain(), context=process.lane.context)
-        await asyncio.wait([task], timeout=25.0)
+        process.stopping = True
+        task = self.loop.create_task(self._leave(process), context=process.lane.context)
+        await asyncio.wait([task], timeout=DRAIN_S)
+        if task.done() and task.exception() is not None:
+            self.unexpected.append(Unexpected(process.name, repr(task.exception())))
         self.crash(process)
+
+    @staticmethod
+    async def _leave(process: Process) -> None:
+        assert process.task is not None, "it was started"
+        assert process.service is not None, "it was made"
+        process.task.cancel()
+        await asyncio.gather(process.task, return_exceptions=True)
+        await process.service.drain()
 
     def pause(self, process: Process, seconds: float) -> None:
         """Stops a process for a while. What it holds of the servers, they take back in their own time."""

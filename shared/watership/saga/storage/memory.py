@@ -17,11 +17,14 @@ from watership.saga.storage.protocol import (
     HeldElsewhere,
     Lease,
     LeaseKeeper,
+    LedgerLine,
     LogEntry,
     SagaLogEntry,
     SagaRecord,
     SagaStatus,
     SagaSummary,
+    StartRow,
+    Tombstone,
 )
 from watership.saga.storage.rows import current_step, ended, history_lines, lease_lost, log_moved, seq_before
 
@@ -58,6 +61,7 @@ class MemorySagaStorage:
         self._open: dict[uuid.UUID, _Row] = {}
         self._plans: dict[str, Plan] = {}
         self._signals: dict[tuple[uuid.UUID, str], EarlySignal] = {}
+        self._ledger: list[LedgerLine] = []
 
     @property
     def key(self) -> Hashable:
@@ -185,6 +189,26 @@ class MemorySagaStorage:
             if parked is None or parked is (row.state.parked_reason is not None):
                 found.append(_summary(saga_id, row))
         return found
+
+    async def take_starts(self, *, names: Sequence[str], limit: int, hold_ms: int) -> list[StartRow]:
+        """None: no transaction reaches here."""
+        return []
+
+    async def start_done(self, start_id: int) -> None:
+        """Nothing to do."""
+
+    async def tombstone(self, saga_id: uuid.UUID) -> Tombstone | None:
+        """None: nothing is pruned here."""
+        return None
+
+    async def keep_in_ledger(self, saga_id: uuid.UUID, reason: str, message: str) -> None:
+        """See `SagaStorage.keep_in_ledger`."""
+        self._ledger.append(LedgerLine(saga_id, self._now_ms(), reason, message))
+
+    async def ledger(self, *, saga_id: uuid.UUID | None = None, limit: int) -> list[LedgerLine]:
+        """See `SagaStorage.ledger`."""
+        lines = [line for line in reversed(self._ledger) if saga_id is None or line.saga_id == saga_id]
+        return lines[:limit]
 
     async def now_ms(self) -> int:
         """See `SagaStorage.now_ms`."""

@@ -85,6 +85,42 @@ class SagaSummary:
     updated_at: datetime
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """What came for a saga and moved nothing, or came late: why, and what it was (JSON)."""
+
+    saga_id: uuid.UUID
+    at_ms: int
+    reason: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartRow:
+    """A start that was written in somebody's own transaction. ``context`` should be JSON: a foreign client may err."""
+
+    start_id: int
+    saga_id: uuid.UUID
+    saga: str
+    context: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What a pruned saga left. ``ours``: it was one of this store's sagas, not another namespace's."""
+
+    saga_id: uuid.UUID
+    name: str
+    input_hash: str
+    status: str
+    ours: bool = True
+
+    @property
+    def words(self) -> str:
+        """What whoever asks for the saga is told."""
+        return f"saga {self.name} {self.saga_id} ended {self.status} and was pruned: its steps and its context are gone"
+
+
 class SagaStatus(enum.StrEnum):
     """A saga's status as the storages' read side tells it."""
 
@@ -127,7 +163,7 @@ class SagaStorage(Protocol):
     async def create(
         self, saga_id: uuid.UUID, state: SagaState, entry: LogEntry, *, input_hash: str, lease_ms: int
     ) -> Lease | None:
-        """Writes a new saga with its first entry, and gives its lease (epoch 1). None: the id is taken.
+        """Writes a new saga with its first entry, and gives its lease (epoch 1). None: the id is taken, or a pruned one's.
 
         Raises `SagaConflict` if it is taken by a saga that this store does not show: another namespace's.
         """
@@ -183,6 +219,21 @@ class SagaStorage(Protocol):
         self, *, limit: int, status: Status | None = None, parked: bool | None = None
     ) -> list[SagaSummary]:
         """The newest sagas first."""
+
+    async def take_starts(self, *, names: Sequence[str], limit: int, hold_ms: int) -> list[StartRow]:
+        """Starts of these sagas that were written in transactions, oldest first. Nobody else gets them for ``hold_ms``."""
+
+    async def start_done(self, start_id: int) -> None:
+        """The row's saga exists, or never will: the row goes."""
+
+    async def tombstone(self, saga_id: uuid.UUID) -> Tombstone | None:
+        """What the saga of this id left when it was pruned; None: no such saga was."""
+
+    async def keep_in_ledger(self, saga_id: uuid.UUID, reason: str, message: str) -> None:
+        """Keeps what moved nothing, or came late. ``message`` is JSON."""
+
+    async def ledger(self, *, saga_id: uuid.UUID | None = None, limit: int) -> list[LedgerLine]:
+        """The newest lines first: of one saga, or of all."""
 
     async def now_ms(self) -> int:
         """The store's clock."""

@@ -52,6 +52,9 @@ _PARTS_CREATED = """(
     CASE WHEN u.ended THEN NULL ELSE clock.now_ms + u.lease_ms END, clock.now_ms + u.lease_ms, 1,
     clock.now_ms, clock.now_ms"""
 
+# A pruned saga's id is as taken as a living one's (law 11).
+_NOT_PRUNED = "NOT EXISTS (SELECT 1 FROM watership_tombstone AS t WHERE t.saga_id = u.saga_id)"
+
 # `wake_at_ms` is indexed: it keeps its value while the saga runs, so that the update stays heap-only.
 _PARTS_COMMITTED = """
     plan_hash = u.plan_hash, status = u.status, seq = u.seq, context = u.context, state = u.state, step = u.step,
@@ -134,7 +137,7 @@ class PostgresQueries:
         self._create = sa.text(
             f"""WITH clock AS MATERIALIZED (SELECT {self.now_sql} AS now_ms), written AS (
                 INSERT INTO watership_saga {_PARTS_CREATED} FROM {_unnest(_CREATE, "u")} CROSS JOIN clock
-                ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id, lease_until_ms, created_at_ms
+                WHERE {_NOT_PRUNED} ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id, lease_until_ms, created_at_ms
             ), logged AS ({logged}) SELECT saga_id, lease_until_ms, created_at_ms FROM written"""
         )
         self._commit = sa.text(
@@ -192,7 +195,7 @@ class SqliteQueries:
         self._create = sa.text(
             f"""INSERT INTO watership_saga {_PARTS_CREATED} FROM {_json_each(_CREATE, "u")}
                 CROSS JOIN (SELECT {self.now_sql} AS now_ms) AS clock
-                WHERE true ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id, lease_until_ms, created_at_ms"""
+                WHERE {_NOT_PRUNED} ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id, lease_until_ms, created_at_ms"""
         )
         self._commit = sa.text(
             f"""UPDATE watership_saga AS s SET {_PARTS_COMMITTED.format(now=self.now_sql)} FROM {_json_each(_COMMIT, "u")}

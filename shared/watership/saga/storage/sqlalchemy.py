@@ -26,20 +26,33 @@ from watership.saga.storage.engines import (
     shared_database,
 )
 from watership.saga.storage.keeper import LeaseThread
+from watership.saga.storage.ledger import insert_line, line_of, select_lines
 from watership.saga.storage.protocol import (
     EarlySignal,
     HeldElsewhere,
     Lease,
     LeaseKeeper,
+    LedgerLine,
     LogEntry,
     SagaLogEntry,
     SagaRecord,
     SagaStatus,
     SagaSummary,
+    StartRow,
+    Tombstone,
 )
 from watership.saga.storage.queries import EMBEDDED, commit_write, create_write
 from watership.saga.storage.rows import changes_from_json, history_lines, state_from_row
-from watership.saga.storage.schema import Base, log_table, plan_table, saga_table, signal_table
+from watership.saga.storage.schema import (
+    Base,
+    log_table,
+    plan_table,
+    saga_table,
+    start_table,
+    tombstone_table,
+)
+from watership.saga.storage.signals import early_signals, forget_signal, keep_signal, signal_of
+from watership.saga.storage.starts import row_of, start_done, take_starts
 
 __all__ = ["Base", "SqlAlchemySagaStorage"]
 
@@ -72,7 +85,7 @@ class SqlAlchemySagaStorage:
     """
 
     def __init__(self, source: Source, *, namespace: str = "watership") -> None:
-        self._namespace = namespace
+        self.namespace = self._namespace = namespace
         self._session: AsyncSession | None = None
         self._engine: AsyncEngine | None = None
         if isinstance(source, str | sa.URL):
@@ -169,22 +182,12 @@ class SqlAlchemySagaStorage:
     async def keep_signal(self, signal: EarlySignal) -> None:
         """See `SagaStorage.keep_signal`."""
         database = self._database()
-        values = {
-            "namespace": self._namespace,
-            "driver": EMBEDDED,
-            "saga_id": signal.saga_id,
-            "signal_id": signal.signal_id,
-            "name": signal.name,
-            "data": codec.dumps(signal.data).decode(),
-        }
-        statement = database.queries.insert(signal_table).values(**values, at_ms=database.queries.now)
-        await database.write(lambda connection: connection.execute(statement.on_conflict_do_nothing()))
+        statement = keep_signal(database.queries, self._namespace, signal)
+        await database.write(lambda connection: connection.execute(statement))
 
     async def forget_signal(self, signal: EarlySignal) -> None:
         """See `SagaStorage.forget_signal`."""
-        table = signal_table.c
-        one = (table.saga_id == signal.saga_id, table.signal_id == signal.signal_id)
-        statement = sa.delete(signal_table).where(table.namespace == self._namespace, table.driver == EMBEDDED, *one)
+        statement = forget_signal(self._namespace, signal)
         await self._database().write(lambda connection: connection.execute(statement))
 
     async def save_plan(self, plan: Plan) -> None:
@@ -256,18 +259,7 @@ class SqlAlchemySagaStorage:
 
     async def early_signals(self, *, saga_id: uuid.UUID | None = None, limit: int = 100) -> list[EarlySignal]:
         """See `SagaStorage.early_signals`."""
-        table = signal_table.c
-        there = sa.exists().where(_saga.saga_id == table.saga_id, _saga.namespace == table.namespace)
-        statement = (
-            sa.select(table.saga_id, table.signal_id, table.name, table.data)
-            .where(table.namespace == self._namespace, table.driver == EMBEDDED, there)
-            .order_by(table.at_ms)
-            .limit(limit)
-        )
-        if saga_id is not None:
-            statement = statement.where(table.saga_id == saga_id)
-        rows = await self._select(statement)
-        return [EarlySignal(key, signal_id, name, codec.loads(data)) for key, signal_id, name, data in rows]
+        return [signal_of(row) for row in await self._select(early_signals(self._namespace, saga_id, limit))]
 
     async def load_plan(self, plan_hash: str) -> Plan | None:
         """See `SagaStorage.load_plan`."""
@@ -295,6 +287,42 @@ class SqlAlchemySagaStorage:
             SagaSummary(saga_id, name, Status(status), step, reason, _moment(created), _moment(updated))
             for saga_id, name, status, step, reason, created, updated in await self._select(statement)
         ]
+
+    async def take_starts(self, *, names: Sequence[str], limit: int, hold_ms: int) -> list[StartRow]:
+        """See `SagaStorage.take_starts`."""
+        database = self._database()
+        now = database.queries.now_once
+        there = sa.select(start_table.c.start_id).where(start_table.c.namespace == self._namespace).limit(1)
+        if not await self._select(there):  # the usual case costs no write
+            return []
+        taken = take_starts(self._namespace, EMBEDDED, names, limit=limit, hold_ms=hold_ms, now=now)
+
+        async def work(connection: AsyncConnection) -> Sequence[Any]:
+            return (await connection.execute(taken)).all()
+
+        return sorted(map(row_of, await database.write(work)), key=lambda row: row.start_id)
+
+    async def start_done(self, start_id: int) -> None:
+        """See `SagaStorage.start_done`."""
+        await self._database().write(lambda connection: connection.execute(start_done(start_id)))
+
+    async def tombstone(self, saga_id: uuid.UUID) -> Tombstone | None:
+        """See `SagaStorage.tombstone`."""
+        rows = await self._select(sa.select(tombstone_table).where(tombstone_table.c.saga_id == saga_id))
+        if not rows:
+            return None
+        ours = rows[0].namespace == self._namespace and rows[0].driver == EMBEDDED
+        return Tombstone(saga_id, rows[0].name, rows[0].input_hash, rows[0].status, ours)
+
+    async def keep_in_ledger(self, saga_id: uuid.UUID, reason: str, message: str) -> None:
+        """See `SagaStorage.keep_in_ledger`."""
+        database = self._database()
+        statement = insert_line(self._namespace, saga_id, reason, message, database.queries.now)
+        await database.write(lambda connection: connection.execute(statement))
+
+    async def ledger(self, *, saga_id: uuid.UUID | None = None, limit: int) -> list[LedgerLine]:
+        """See `SagaStorage.ledger`."""
+        return [line_of(row) for row in await self._select(select_lines(self._namespace, saga_id, limit))]
 
     async def now_ms(self) -> int:
         """See `SagaStorage.now_ms`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from watership import codec
 from watership.machine.changes import change_to_data, failure_to_data
-from watership.saga.storage.protocol import LogEntry, SagaRecord, SagaSummary
+from watership.saga.storage.protocol import LedgerLine, LogEntry, SagaRecord, SagaSummary
 from watership.saga.storage.rows import current_step
 
 
@@ -30,8 +30,20 @@ def summary_view(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def saga_view(row: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A whole saga: its line, its context and failure, and its log, each entry's changes as JSON data."""
+def ledger_view(line: LedgerLine) -> dict[str, Any]:
+    """One line of the ledger."""
+    return {
+        "saga_id": str(line.saga_id),
+        "at": iso(line.at_ms),
+        "reason": line.reason,
+        "message": codec.loads(line.message),
+    }
+
+
+def saga_view(
+    row: Mapping[str, Any], log: Sequence[Mapping[str, Any]], ledger: Sequence[LedgerLine] = ()
+) -> dict[str, Any]:
+    """A whole saga: its line, its context and failure, its log, each entry's changes as JSON data, and its ledger."""
     failure = codec.loads(row["state"]).get("failure")
     return {
         **summary_view(row),
@@ -45,6 +57,7 @@ def saga_view(row: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[
             {"seq": entry["seq"], "at": iso(entry["at_ms"]), "cause": entry["cause"], "changes": entry["changes"]}
             for entry in log
         ],
+        "ledger": [ledger_view(line) for line in ledger],
     }
 
 
@@ -61,7 +74,7 @@ def summary_to_view(summary: SagaSummary) -> dict[str, Any]:
     }
 
 
-def record_view(record: SagaRecord, history: Sequence[LogEntry]) -> dict[str, Any]:
+def record_view(record: SagaRecord, history: Sequence[LogEntry], ledger: Sequence[LedgerLine] = ()) -> dict[str, Any]:
     """A whole saga of an embedded store."""
     state = record.state
     return {
@@ -87,4 +100,5 @@ def record_view(record: SagaRecord, history: Sequence[LogEntry]) -> dict[str, An
             }
             for entry in history
         ],
+        "ledger": [ledger_view(line) for line in ledger],
     }
