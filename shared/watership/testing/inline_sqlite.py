@@ -95,7 +95,9 @@ class _Server:
 
     def take_back(self, waited_s: float) -> bool:
         """Closes what dead processes hold, and those that have stood still for longer than a server would wait."""
-        gone = [one for one in self.connections if one.is_dead or (waited_s >= IDLE_IN_TRANSACTION_S and one.is_stopped)]
+        gone = [
+            one for one in self.connections if one.is_dead or (waited_s >= IDLE_IN_TRANSACTION_S and one.is_stopped)
+        ]
         for connection in gone:
             connection.stop()
         return bool(gone)
@@ -132,7 +134,7 @@ class InlineConnection:
     async def commit(self) -> None:
         if self._conn.in_transaction:
             await _tell("COMMIT")
-        await self.patiently(lambda: self._conn.commit())
+        await self.patiently(self._conn.commit)
 
     async def rollback(self) -> None:
         self._conn.rollback()

@@ -104,7 +104,9 @@ def torture_sync(
         missing = error.name or ""
         if missing.split(".")[0] in OWN_PACKAGES:
             raise
-        raise ConfigurationError(f"torture runs the services, which need {missing}: pip install 'watership[server]'") from error
+        raise ConfigurationError(
+            f"torture runs the services, which need {missing}: pip install 'watership[server]'"
+        ) from error
     return hold(
         saga,
         context,

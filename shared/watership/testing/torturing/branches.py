@@ -69,7 +69,7 @@ def branches(definition: Definition) -> Iterator[Branch]:
                 continue
             yield from _of_step(plan, unit.primary, {})
             errors = definition.fallbacks[unit.primary.name].failure_exceptions or (StepError,)
-            gives_way = _always(plan, unit.primary, Conduct.FAILS, errors[0])
+            gives_way = _always(unit.primary, Conduct.FAILS, errors[0])
             given: dict[tuple[str, Action], Manner] = {(unit.primary.name, Action.ACT): gives_way}
             yield Branch(f"{unit.primary.name} gives way to {unit.fallback.name}", given)
             yield from _of_step(plan, unit.fallback, given)
@@ -79,20 +79,20 @@ def _of_step(plan: Plan, step: StepPlan, given: Mapping[tuple[str, Action], Mann
     name = step.name
     acts = (name, Action.ACT)
     park = plan.pivot == name
-    yield Branch(f"{name} fails", {**given, acts: _always(plan, step, Conduct.FAILS)})
-    unknown = _always(plan, step, Conduct.UNKNOWN_ACTED)
+    yield Branch(f"{name} fails", {**given, acts: _always(step, Conduct.FAILS)})
+    unknown = _always(step, Conduct.UNKNOWN_ACTED)
     yield Branch(f"{name} unknown but acted", {**given, acts: unknown}, may_park=park)
-    idle = _always(plan, step, Conduct.UNKNOWN_IDLE)
+    idle = _always(step, Conduct.UNKNOWN_IDLE)
     yield Branch(f"{name} unknown and did not act", {**given, acts: idle}, may_park=park)
     if not step.compensable:
         return
     later = _turns_around_after(plan, step)
-    turns = {(later.name, Action.ACT): _always(plan, later, Conduct.FAILS)} if later is not None else {acts: unknown}
+    turns = {(later.name, Action.ACT): _always(later, Conduct.FAILS)} if later is not None else {acts: unknown}
     undo = Manner(Conduct.FAILS, attempts=1)
     yield Branch(f"undoing {name} fails once", {**given, **turns, (name, Action.COMPENSATE): undo})
 
 
-def _always(plan: Plan, step: StepPlan, conduct: Conduct, error: type[Exception] = StepError) -> Manner:
+def _always(step: StepPlan, conduct: Conduct, error: type[Exception] = StepError) -> Manner:
     """Every attempt, but where attempts have no end: there it would never end."""
     return Manner(conduct, attempts=1 if step.retry.attempts_max is None else None, error=error)
 

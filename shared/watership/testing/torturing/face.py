@@ -39,13 +39,14 @@ def hold(
     if strange:
         known = ", ".join(sorted(waits)) or "none"
         raise DefinitionError(f"{definition.plan.saga} waits for no signal {', '.join(strange)}; it waits for: {known}")
-    times = times_of(definition.plan, signals or {})
+    times = times_of(definition.plan)
     cast = Cast(
         definition=definition,
         context=shape_of(type(context)).dump(context),
         context_type=type(context),
         worker=RiggedWorker.of(definition, barrier=barrier),
         stand_ins=stand_ins_for(definition, steps or {}),
+        behind_barrier=barrier is not None,
         container=container,
         check=check,
         fresh=fresh,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from watership.errors import ConfigurationError, DefinitionError
+from watership.machine.nodes import names
+from watership.machine.plan import Plan
 from watership.machine.state import Status
 from watership.testing.torturing.branches import PLAIN, Branch, branches
 from watership.testing.torturing.catalogue import Record, asked_for, paired_trials, single_trials
-from watership.testing.torturing.points import NO_FAULT, Trial
-from watership.testing.torturing.report import Finding, Report, Run, Verdict
+from watership.testing.torturing.points import NO_FAULT, Harm, Trial
+from watership.testing.torturing.report import Finding, Kind, Report, Run, Verdict
 from watership.testing.torturing.scene import Cast, Ending, Scene
 from watership.testing.torturing.verdict import Evidence, judged
 
@@ -37,10 +39,10 @@ class Inquiry:
         is_stopped: Callable[[], bool],
     ) -> None:
         self.cast = cast
-        self.report = Report(cast.plan.saga, cast.seed, "")
+        self.report = Report(cast.plan.saga, cast.seed, "", stages=stages_of(cast.plan))
         self._pairs, self._only = pairs, only
         self._progress, self._is_stopped = progress, is_stopped
-        self._findings: dict[tuple[str, str], Finding] = {}
+        self._shown_by: dict[tuple[Kind, str], list[Trial]] = {}
         self._alone: dict[str, Ending] = {}  # each branch without faults, by its name
 
     def hold(self) -> Report:
@@ -49,7 +51,7 @@ class Inquiry:
         plain = self._plain()
         if plain is not None:
             self._try_all(plain)
-        self.report.findings = list(self._findings.values())
+        self.report.findings = self._findings()
         self.report.elapsed_s = time.perf_counter() - began_s
         return self.report
 
@@ -62,7 +64,6 @@ class Inquiry:
         state = ending.state
         self.report.checked = ending.has_check
         self.report.plain = _plainly(ending)
-        self._stages(ending)
         if state is None or self._judge(ending, PLAIN)[0] is not Verdict.RIGHT:
             self._keep(PLAIN, ending, None)
             return None
@@ -88,7 +89,6 @@ class Inquiry:
         for branch in branches(self.cast.definition):
             ending = self._play(branch, Trial(branch.name, words=branch.name), records=True)
             self._alone[branch.name] = ending
-            self._stages(ending)
             records.append(Record(branch, ending.watch.seen))
         trials = self._chosen(records)
         for number, (record, trial) in enumerate(trials, start=1):
@@ -108,6 +108,14 @@ class Inquiry:
     def _play(self, branch: Branch, trial: Trial, *, records: bool = False) -> Ending:
         return Scene(self.cast, branch, trial, records=records).play()
 
+    def _findings(self) -> list[Finding]:
+        """The gravest first; of each, the run that shows it most plainly."""
+        found = []
+        for (kind, sentence), trials in self._shown_by.items():
+            plainest = min(trials, key=_telling)
+            found.append(Finding(kind, sentence, plainest.key, plainest.words, len(trials)))
+        return sorted(found, key=lambda finding: _SEVERITY.index(finding.kind))
+
     # --- what came of it
 
     def _judge(self, ending: Ending, branch: Branch) -> tuple[Verdict, list[Any]]:
@@ -126,11 +134,7 @@ class Inquiry:
         trial, state = ending.trial, ending.state
         verdict, wrong = self._judge(ending, branch)
         for kind, sentence in wrong:
-            known = self._findings.get((kind, sentence))
-            if known is None:
-                self._findings[kind, sentence] = Finding(kind, sentence, trial.key, trial.words)
-            else:
-                known.runs += 1
+            self._shown_by.setdefault((kind, sentence), []).append(trial)
         self.report.runs.append(
             Run(
                 key=trial.key,
@@ -143,20 +147,22 @@ class Inquiry:
             )
         )
 
-    def _stages(self, ending: Ending) -> None:
-        self.report.stages = merged(self.report.stages, dict.fromkeys(seen.stage for seen in ending.watch.seen))
+
+def stages_of(plan: Plan) -> list[str]:
+    """What a saga can be at, on its way there and then on its way back."""
+    found = [name for node in plan.nodes for name in names(node)]
+    there = [stage for name in found for stage in (f"{name}.act", f"{name}.verify", name)]
+    back = [f"{name}.compensate" for name in reversed(found)]
+    return ["start", *there, "completed", *back, "compensated"]
 
 
-def merged(known: list[str], newer: Iterable[str]) -> list[str]:
-    """The stages of all runs in one order: what is new goes behind what it followed."""
-    merged, place = list(known), 0
-    for stage in newer:
-        if stage in merged:
-            place = merged.index(stage) + 1
-        else:
-            merged.insert(place, stage)
-            place += 1
-    return merged
+_SEVERITY = (Kind.ENGINE, Kind.STUCK, Kind.UNBALANCED, Kind.HALF, Kind.PARKED, Kind.SUSPICIOUS)
+_TELLING = tuple(Harm)
+
+
+def _telling(trial: Trial) -> tuple[int, bool, int]:
+    """How plainly a run shows something: the fewest faults, on the saga's straight way, of the plainest kind."""
+    return len(trial.faults), bool(trial.branch), sum(_TELLING.index(fault.harm) for fault in trial.faults)
 
 
 def _plainly(ending: Ending) -> str:

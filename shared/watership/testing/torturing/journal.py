@@ -69,7 +69,9 @@ REMEDY = "make it idempotent by current_step().idempotency_key, or put it behind
 
 def suspicions(journal: Journal) -> Iterator[Suspicion]:
     """What no check of the user's books was asked about: handlers that nothing kept from having their effect twice."""
-    for step, action in dict.fromkeys((run.step, run.action) for run in journal.runs if run.action is not Action.VERIFY):
+    for step, action in dict.fromkeys(
+        (run.step, run.action) for run in journal.runs if run.action is not Action.VERIFY
+    ):
         runs = [run for run in journal.of(step, action) if run.effective and not run.careful and not run.stands_in]
         keys = [run.key for run in runs]
         if len(set(keys)) < len(keys):

@@ -92,7 +92,7 @@ def moment(point: Point, about: str) -> str:
     if ": " in name:  # what a handler writes in its own database
         action, write = name.split(": ", 1)
         return f"in {action}, before its {write}{_again(point)}"
-    words = {
+    known = {
         "commit": f"before it commits {about or 'its transaction'}",
         "committed": f"after it committed {about or 'its transaction'}",
         "publish": f"before it sends {about or 'a message'}",
@@ -100,7 +100,7 @@ def moment(point: Point, about: str) -> str:
         "ack": f"before it acknowledges {about or 'a message'}",
         "acked": f"after it acknowledged {about or 'a message'}",
     }
-    return words.get(name, f"at its {name!r}{_again(point)}")
+    return known.get(name, f"at its {name!r}{_again(point)}")
 
 
 def _again(point: Point) -> str:

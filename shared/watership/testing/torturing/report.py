@@ -42,7 +42,9 @@ class Kind(StrEnum):
     PARKED = "parked"
     STUCK = "stuck"  # it did not end
     HALF = "half"  # neither fully applied nor fully undone
-    SUSPICIOUS = "suspicious"  # a handler had its effect where it should not have, as far as can be told without a check
+    SUSPICIOUS = (
+        "suspicious"  # a handler had its effect where it should not have, as far as can be told without a check
+    )
     ENGINE = "engine"  # a promise of the engine is broken
 
 

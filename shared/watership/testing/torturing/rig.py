@@ -30,6 +30,9 @@ from watership_worker.worker import Worker
 
 T = TypeVar("T")
 
+BARRIER_TABLE = "watership_barrier"
+ANSWERED = "AlreadyHandled"  # what a barrier leaves a handler by
+
 
 @dataclasses.dataclass(frozen=True)
 class Rig:
@@ -40,6 +43,7 @@ class Rig:
     branch: Branch
     journal: Journal
     watch: Watch
+    behind_barrier: bool = False  # the worker puts each handler there
 
 
 class RiggedWorker(Worker):
@@ -47,6 +51,8 @@ class RiggedWorker(Worker):
 
     Making one compiles the saga; `for_process` gives the same to another process, as a start of it would.
     """
+
+    _barrier: type[Any] | None = None
 
     def _add_saga(self, definition: Definition, wanted: set[str] | None) -> None:
         super()._add_saga(definition, wanted)
@@ -61,16 +67,22 @@ class RiggedWorker(Worker):
     def for_process(self, process: Process, rig: Rig) -> RiggedWorker:
         """The worker in a process of its own, with circuit breakers that know of no other run."""
         twin = copy.copy(self)
-        twin._container = RiggedContainer(process, rig)
-        twin._breakers, twin._own_breakers = Breakers(), {}
+        twin.begin(process, rig)
         return twin
+
+    def begin(self, process: Process, rig: Rig) -> None:
+        """It is in a process of its own now."""
+        self._container = RiggedContainer(process, rig)
+        self._breakers, self._own_breakers = Breakers(), {}
 
     @classmethod
     def of(cls, definition: Definition, *, barrier: type[Any] | None) -> RiggedWorker:
         """A worker of this saga."""
         sagas = SagaMap()
         sagas.bind(definition.context_type, definition.saga)
-        return cls(None, sagas)
+        worker = cls(None, sagas)
+        worker._barrier = barrier
+        return worker
 
 
 class RiggedContainer:
@@ -137,10 +149,18 @@ class _RiggedHandler:
     async def _really(self, action: Action, name: str, context: Any) -> Any:
         step, journal, process = current_step(), self._rig.journal, self._process
         stand_in = self._rig.stand_ins.get(self._name)
-        run = HandlerRun(self._name, action, step.idempotency_key, journal.tick(), stands_in=stand_in is not None)
+        run = HandlerRun(
+            step=self._name,
+            action=action,
+            key=step.idempotency_key,
+            began=journal.tick(),
+            careful=self._rig.behind_barrier,
+            stands_in=stand_in is not None,
+        )
         journal.runs.append(run)
 
         async def written(what: str) -> None:
+            run.careful = run.careful or BARRIER_TABLE in what
             await process.point(f"{name}: {what}")
 
         async def call() -> Any:
@@ -157,11 +177,10 @@ class _RiggedHandler:
         except Exception:
             raise
         except BaseException as error:
-            run.answered = type(error).__name__ == "AlreadyHandled"
+            run.answered = type(error).__name__ == ANSWERED
             raise
         finally:
             run.ended = journal.tick()
-            run.careful = run.careful or _is_behind_a_barrier()
             _current.reset(noticing)
             before_write.reset(writing)
 
@@ -216,10 +235,6 @@ def _noticing(step: StepRun, run: HandlerRun) -> StepRun:
     noticing = _NoticingRun(**values)
     object.__setattr__(noticing, "run", run)
     return noticing
-
-
-def _is_behind_a_barrier() -> bool:
-    return False
 
 
 def _made(manner: Manner) -> Exception:

@@ -19,6 +19,8 @@ from watership import codec
 from watership.adapters.containers import as_container
 from watership.bus.protocol import Fate
 from watership.bus.topology import Topology
+from watership.machine.directions import GRACE_MS
+from watership.machine.nodes import SleepPlan, WaitPlan
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
 from watership.messages import Signal, StartSaga, WireMessage
@@ -51,7 +53,7 @@ CLIENT_RETRY_S = 1.0
 EXPECTED_ERRORS = ("an announcement could not be kept",)
 
 Fresh = Callable[[], Any]
-Check = Callable[[TorturedSaga], Any]
+Check = Callable[[TorturedSaga[Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Cast:
     context_type: type[Any]
     worker: RiggedWorker
     stand_ins: Mapping[str, StandIn]
+    behind_barrier: bool
     container: object | None
     check: Check | None
     fresh: Fresh | None
@@ -126,10 +129,17 @@ class Scene:
     async def _story(self, errors: Sequence[str]) -> None:
         container = await self._fresh()
         self.ending.has_check = self._check is not None
-        rig = Rig(as_container(container), self.cast.stand_ins, self.branch, self.journal, self.watch)
+        rig = Rig(
+            container=as_container(container),
+            stand_ins=self.cast.stand_ins,
+            branch=self.branch,
+            journal=self.journal,
+            watch=self.watch,
+            behind_barrier=self.cast.behind_barrier,
+        )
         self._lay_the_ground()
         self._start_processes(rig)
-        while not self._is_ready():
+        while not self._is_ready():  # noqa: ASYNC110 - nobody tells, and in virtual time looking costs nothing
             await asyncio.sleep(READY_EVERY_S)
         self.watch.arm(self.world)
         clients = [asyncio.create_task(self._start()), asyncio.create_task(self._signal())]
@@ -181,9 +191,7 @@ class Scene:
             return Reaper(settings, process.bus, backing(process), now_s=process.now_s, chance=process.chance)
 
         def worker(process: Process) -> Consumer:
-            return Consumer(
-                settings, process.bus, self.cast.worker.for_process(process, rig), chance=process.chance
-            )
+            return Consumer(settings, process.bus, self.cast.worker.for_process(process, rig), chance=process.chance)
 
         world.start("orchestrator", orchestrator)
         world.start("reaper", reaper)
@@ -292,11 +300,8 @@ class Scene:
             self.ending.unbalanced = "the check returned False"
 
 
-def times_of(plan: Plan, signals: Mapping[str, Any]) -> Times:
+def times_of(plan: Plan) -> Times:
     """How long a process must stand still to outlive every deadline, and how long a saga may take."""
-    from watership.machine.directions import GRACE_MS
-    from watership.machine.nodes import SleepPlan, WaitPlan
-
     steps = list(plan.by_name.values())
     longest_s = (max(step.queue_within_ms + step.timeout_ms for step in steps) + GRACE_MS) / 1000
     pauses_s = sum(node.duration_ms for node in plan.nodes if isinstance(node, SleepPlan)) / 1000
@@ -310,7 +315,7 @@ def times_of(plan: Plan, signals: Mapping[str, Any]) -> Times:
 
 def settings_of(times: Times) -> Settings:
     """The services' own; they read no environment here. A worker that is there need not say so again."""
-    return Settings(_env_file=None).model_copy(  # type: ignore[call-arg] # pydantic-settings has it
+    return Settings(_env_file=None).model_copy(
         update={
             "namespace": NAMESPACE,
             "reap_every_s": times.reap_every_s,
