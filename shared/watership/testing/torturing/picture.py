@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -20,7 +21,7 @@ from watership.testing.torturing.report import Finding, Kind, Report, Run, Verdi
 WIDTH = 100
 FINDINGS_MAX = 20
 MARKS_MAX = {Harm.CRASH: 24, Harm.STOP: 8, Harm.CUT: 8}
-STAGE_MAX, ROLE_MAX = 26, 12
+STAGE_MAX, ROLE_MAX, BRANCH_MAX = 26, 12, 60
 
 _RANK = {Verdict.RIGHT: 0, Verdict.PARKED: 1, Verdict.WRONG: 2}
 _MARK = {Verdict.RIGHT: ("✓", "green"), Verdict.PARKED: ("P", "yellow"), Verdict.WRONG: ("✗", "bold red")}
@@ -54,6 +55,12 @@ def rendered(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_headline(report)]
     if any(run.cells for run in report.runs):
         parts += [Text(), _table(report), Text(textwrap.fill(_LEGEND, WIDTH - 1), style="dim")]
+    pairs = [run for run in report.runs if len(run.cells) > 1]
+    if pairs:
+        parts += [
+            Text(),
+            Text.assemble(f"{len(pairs)} runs with two faults each: ", _counted(run.verdict for run in pairs)),
+        ]
     alone = [run for run in report.runs if run.branch and not run.cells]
     if alone:
         parts += [Text(), Text("The saga's own ways to go wrong, with no other fault:"), _branches(alone)]
@@ -98,7 +105,7 @@ def _marks(runs: Iterable[Run]) -> Marks:
     """The worst verdict at each point, by stage, role and harm; the points in the order in which they came."""
     marks: Marks = {}
     for run in runs:
-        for cell in run.cells:
+        for cell in run.cells if len(run.cells) == 1 else ():  # of two faults, who knows which it was
             at = marks.setdefault((cell.stage, cell.role, cell.harm), {})
             known = at.setdefault((cell.name, cell.place), run.verdict)
             at[cell.name, cell.place] = max(known, run.verdict, key=_RANK.__getitem__)
@@ -108,25 +115,26 @@ def _marks(runs: Iterable[Run]) -> Marks:
 def _cell(points: Mapping[tuple[str, int], Verdict], width: int) -> Text:
     if len(points) <= width:
         return Text.assemble(*(_MARK[verdict] for verdict in points.values()))
-    text = Text()
-    for verdict in Verdict:
-        count = sum(one is verdict for one in points.values())
-        if count:
-            text.append(f"{count}{_MARK[verdict][0]} ", _MARK[verdict][1])
+    return _counted(points.values())
+
+
+def _counted(verdicts: Iterable[Verdict]) -> Text:
+    counts = Counter(verdicts)
+    marks = ((f"{counts[verdict]}{_MARK[verdict][0]} ", _MARK[verdict][1]) for verdict in Verdict if counts[verdict])
+    text = Text.assemble(*marks)
     text.rstrip()
     return text
 
 
-def _branches(runs: Iterable[Run]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=WIDTH - 50)
+def _branches(runs: Sequence[Run]) -> RenderableType:
+    longest = min(max(len(run.branch) for run in runs), BRANCH_MAX)
+    lines = []
     for run in runs:
-        reason = f"parked: {run.parked_reason}" if run.parked_reason else ""
-        mark = Text.assemble(_MARK[run.verdict])
-        table.add_row(Text.assemble(mark, f" {run.branch}"), Text(run.status), Text(reason, style="dim"))
-    return table
+        reason = f"  parked: {run.parked_reason}" if run.parked_reason else ""
+        words = f" {run.branch:<{longest}}  {run.status}{reason}"
+        words = words if len(words) < WIDTH - 1 else f"{words[: WIDTH - 3]}…"
+        lines.append(Text.assemble(_MARK[run.verdict], words, no_wrap=True))
+    return Group(*lines)
 
 
 # --- the findings

@@ -5,10 +5,13 @@ It wraps what the user's container gives. It must never know what is judged of i
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from watership.adapters.circuit_breaker import Breakers
@@ -30,6 +33,7 @@ from watership_worker.worker import Worker
 
 T = TypeVar("T")
 
+BURY_WITHIN_S = 60.0
 BARRIER_TABLE = "watership_barrier"
 ANSWERED = "AlreadyHandled"  # what a barrier leaves a handler by
 
@@ -44,6 +48,14 @@ class Rig:
     journal: Journal
     watch: Watch
     behind_barrier: bool = False  # the worker puts each handler there
+    unfinished: list[Any] = dataclasses.field(default_factory=list)  # handlers and scopes, in the order of their begin
+
+    async def bury(self) -> None:
+        """Ends what dead processes left behind. What will not end in a minute is left as it is."""
+        for one in reversed(self.unfinished.copy()):
+            with contextlib.suppress(Exception):  # whatever it has to say, the run is over
+                async with asyncio.timeout(BURY_WITHIN_S):
+                    await one.bury()
 
 
 class RiggedWorker(Worker):
@@ -91,11 +103,37 @@ class RiggedContainer:
     def __init__(self, process: Process, rig: Rig) -> None:
         self._process, self._rig = process, rig
 
-    @asynccontextmanager
-    async def scope(self) -> AsyncIterator[Scope]:
+    def scope(self) -> AbstractAsyncContextManager[Scope]:
         """A scope of the user's container."""
-        async with self._rig.container.scope() as inner:
-            yield _RiggedScope(self._process, self._rig, inner)
+        return _OpenScope(self._process, self._rig)
+
+
+class _OpenScope(AbstractAsyncContextManager[Scope]):
+    """A scope that a dead process left open can be closed by others, so that what the user's code holds is given back."""
+
+    def __init__(self, process: Process, rig: Rig) -> None:
+        self._process, self._rig = process, rig
+        self._inner = rig.container.scope()
+        self._is_open = False
+
+    async def __aenter__(self) -> Scope:
+        inner = await self._inner.__aenter__()
+        self._is_open = True
+        self._rig.unfinished.append(self)
+        return _RiggedScope(self._process, self._rig, inner)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if not self._is_open:
+            return None
+        self._is_open = False
+        self._rig.unfinished.remove(self)
+        return await self._inner.__aexit__(kind, error, trace)
+
+    async def bury(self) -> None:
+        """Closes it, if its process never will."""
+        await self.__aexit__(None, None, None)
 
 
 class _RiggedScope:
@@ -171,7 +209,7 @@ class _RiggedHandler:
 
         noticing, writing = _current.set(_noticing(step, run)), before_write.set(written)
         try:
-            value = await _Watched(call(), lambda: self._rig.watch.suspended(process, name + WAITS))
+            value = await _Watched(call(), self._rig, lambda: self._rig.watch.suspended(process, name + WAITS))
             run.effective = True
             return value
         except Exception:
@@ -186,29 +224,48 @@ class _RiggedHandler:
 
 
 class _Watched:
-    """Awaits something, and tells of each time that it gives way."""
+    """Awaits something, and tells of each time that it gives way. One whose process died can be ended by others."""
 
-    def __init__(self, awaitable: Awaitable[Any], suspended: Callable[[], None]) -> None:
-        self._awaitable, self._suspended = awaitable, suspended
+    def __init__(self, awaitable: Awaitable[Any], rig: Rig, suspended: Callable[[], None]) -> None:
+        self._inner: Any = awaitable.__await__()
+        self._rig, self._suspended = rig, suspended
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        inner = self._awaitable.__await__()
-        step: Callable[[], Any] = lambda: next(inner)  # noqa: E731 - what it does next is a value here
+        unfinished = self._rig.unfinished
+        unfinished.append(self)
+        value = yield from self._drive(lambda: next(self._inner), self._suspended)
+        unfinished.remove(self)
+        return value
+
+    def _drive(self, step: Callable[[], Any], suspended: Callable[[], None]) -> Generator[Any, Any, Any]:
         while True:
             try:
                 yielded = step()
             except StopIteration as stop:
                 return stop.value
-            self._suspended()
+            suspended()
             try:
                 sent = yield yielded
             except GeneratorExit:
-                inner.close()
                 raise
             except BaseException as error:  # noqa: BLE001 - a cancellation, say: it is for the one that waits
-                step = _thrower(inner, error)
+                step = _thrower(self._inner, error)
             else:
-                step = _sender(inner, sent)
+                step = _sender(self._inner, sent)
+
+    async def bury(self) -> None:
+        """Ends what its process left unfinished, as a cancellation does: with every `finally` in it."""
+        self._rig.unfinished.remove(self)
+        with contextlib.suppress(asyncio.CancelledError):
+            await _Driven(self._drive(_thrower(self._inner, asyncio.CancelledError()), lambda: None))
+
+
+class _Driven:
+    def __init__(self, generator: Generator[Any, Any, Any]) -> None:
+        self._generator = generator
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._generator
 
 
 def _thrower(inner: Any, error: BaseException) -> Callable[[], Any]:

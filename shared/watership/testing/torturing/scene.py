@@ -154,6 +154,7 @@ class Scene:
             self.ending.bugs.extend(f"the {one.process} ended: {one.error}" for one in self.world.unexpected)
             self.ending.bugs.extend(errors)
         await self._ask()
+        await rig.bury()
 
     async def _fresh(self) -> object:
         if self.cast.fresh is None:
