@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import typer
 
-from watership.commands import database, dead, demo, ledger, operating, plans, prune, sagas, starting, topology
+from watership.commands import (
+    database,
+    dead,
+    demo,
+    ledger,
+    operating,
+    plans,
+    prune,
+    sagas,
+    starting,
+    topology,
+    torture,
+)
 from watership.commands.options import SAGAS, SET_UP, TRY_IT
 
 
 def register(app: typer.Typer) -> None:
     """Adds them to the command."""
     app.command("demo", rich_help_panel=TRY_IT)(demo.demo)
+    app.command("torture", rich_help_panel=TRY_IT)(torture.torture)
     app.command("start", rich_help_panel=SAGAS)(starting.start)
     app.command("list", rich_help_panel=SAGAS)(sagas.list_sagas)
     app.command("show", rich_help_panel=SAGAS)(sagas.show)

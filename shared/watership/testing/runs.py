@@ -63,7 +63,7 @@ async def run(
     Raises `DefinitionError` for a step that the saga does not have, `ConfigurationError` for one that cannot run here.
     """
     definition = _isolated(compile_saga(saga))
-    stand_ins = _checked(definition, steps or {})
+    stand_ins = stand_ins_for(definition, steps or {})
     clock = VirtualClock()
     storage = MemorySagaStorage(now_ms=clock.monotonic_ms)
     drivers = Drivers(storage, clock)
@@ -97,7 +97,8 @@ def _isolated(definition: Definition) -> Definition:
     return dataclasses.replace(definition, fallbacks=fallbacks)
 
 
-def _checked(definition: Definition, steps: Mapping[str, StandIn | AsyncFunction]) -> dict[str, StandIn]:
+def stand_ins_for(definition: Definition, steps: Mapping[str, StandIn | AsyncFunction]) -> dict[str, StandIn]:
+    """The stand-ins that a test gives. Raises `DefinitionError`, `ConfigurationError`: see `run`."""
     saga = definition.plan.saga
     strange = sorted(set(steps) - set(definition.steps))
     if strange:
