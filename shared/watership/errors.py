@@ -255,3 +255,23 @@ def error_lineage(error: type[BaseException]) -> tuple[str, ...]:
     """The names of the class and of those that it derives from, most specific first, up to ``Exception``."""
     classes = [cls for cls in error.__mro__ if issubclass(cls, Exception) and cls is not WatershipError]
     return tuple(dict.fromkeys(error_code(cls) for cls in classes))
+
+
+_TOLD = {
+    cls.code: cls
+    for cls in (
+        SagaConflict,
+        SagaNotFound,
+        SagaPruned,
+        SignalRefused,
+        InvalidPayload,
+        OperationRefused,
+        StartRejected,
+        StoreUnavailable,
+    )
+}
+
+
+def error_told(code: str | None, words: str, otherwise: type[WatershipError] = WatershipError) -> WatershipError:
+    """The error that another process told by its code."""
+    return _TOLD.get(code or "", otherwise)(words)
