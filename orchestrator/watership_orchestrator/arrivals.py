@@ -88,12 +88,16 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plans:
-    """The plans that a batch needs, looked up before it is judged; and whether a context, or a field, satisfies one's schema."""
+    """The plans that a batch needs, looked up before it is judged; and whether a context, or a field, satisfies one's schema.
+
+    ``served``: the steps that some worker has announced of late; None: not known, so no step is taken for abandoned.
+    """
 
     by_hash: dict[str, Plan]
     newest: dict[str, Plan]
     trouble_with: Callable[[Plan, dict[str, Any]], str | None]
     field_trouble: Callable[[Plan, str, Any], str | None]
+    served: frozenset[str] | None = None
 
     def for_start(self, start: StartSaga) -> Plan | None:
         """The plan that a start runs on: the one that it names, else the newest of its saga's name."""

@@ -23,6 +23,7 @@ from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Re
 from watership_orchestrator.judged import Judgement
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_unsent
 from watership_orchestrator.store import StoredSaga
+from watership_orchestrator.unserved import unserved
 from watership_orchestrator.waiting import WaitingSignal
 
 __all__ = ["Arrival", "Judgement", "NeedsHistory", "Plans", "Rejection", "judge"]
@@ -293,6 +294,8 @@ class _Judge:
         if state.status is Status.PENDING:
             self._look_for_plan(state)
         else:
+            for event in unserved(plan, state, self.plans.served, self.now_ms):
+                self._follow(plan, event, "time")
             self._follow(plan, e.TimePassed(), "time")
 
     def _send_owed(self, state: SagaState, plan: Plan | None, owed: str) -> None:
