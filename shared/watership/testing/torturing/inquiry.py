@@ -94,7 +94,11 @@ class Inquiry:
         for number, (record, trial) in enumerate(trials, start=1):
             if self._is_stopped():
                 raise Stopped
-            ending = self._play(record.branch, trial) if trial.faults else self._alone[trial.branch]
+            ending = self._alone[trial.branch]
+            if len(trials) == 1:
+                ending = self._play(record.branch, trial, trace=self.report.trace.append)
+            elif trial.faults:
+                ending = self._play(record.branch, trial)
             self._keep(record.branch, ending, record)
             if self._progress is not None:
                 self._progress(number, len(trials))
@@ -105,8 +109,10 @@ class Inquiry:
         chance = random.Random(f"{self.cast.seed}:pairs")
         return [*single_trials(records), *paired_trials(records, self._pairs, chance)]
 
-    def _play(self, branch: Branch, trial: Trial, *, records: bool = False) -> Ending:
-        return Scene(self.cast, branch, trial, records=records).play()
+    def _play(
+        self, branch: Branch, trial: Trial, *, records: bool = False, trace: Callable[[str], None] | None = None
+    ) -> Ending:
+        return Scene(self.cast, branch, trial, records=records, trace=trace).play()
 
     def _findings(self) -> list[Finding]:
         """The gravest first; of each, the run that shows it most plainly."""

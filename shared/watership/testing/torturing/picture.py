@@ -53,7 +53,9 @@ def as_text(report: Report) -> str:
 def rendered(report: Report) -> RenderableType:
     """The report as rich shows it."""
     parts: list[RenderableType] = [_headline(report)]
-    if any(run.cells for run in report.runs):
+    if report.trace:
+        parts += [Text(), Text("\n".join(line[: WIDTH - 1] for line in report.trace))]
+    elif any(run.cells for run in report.runs):
         parts += [Text(), _table(report), Text(textwrap.fill(_LEGEND, WIDTH - 1), style="dim")]
     pairs = [run for run in report.runs if len(run.cells) > 1]
     if pairs:

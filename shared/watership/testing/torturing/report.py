@@ -91,7 +91,8 @@ class Finding:
 class Report:
     """What came of torturing a saga. ``str(report)`` is the picture and the findings; ``ok``: there are none.
 
-    ``elapsed_s`` is real time. ``plain`` says how the saga ends when nothing goes wrong.
+    ``elapsed_s`` is real time. ``plain`` says how the saga ends when nothing goes wrong. ``trace``: where ``only`` asked for
+    a single run, what happened in it, with the virtual time in seconds.
     """
 
     saga: str
@@ -100,6 +101,7 @@ class Report:
     runs: list[Run] = dataclasses.field(default_factory=list)
     findings: list[Finding] = dataclasses.field(default_factory=list)
     stages: list[str] = dataclasses.field(default_factory=list)
+    trace: list[str] = dataclasses.field(default_factory=list)
     checked: bool = False
     elapsed_s: float = 0.0
 
@@ -133,6 +135,7 @@ class Report:
             "runs": len(self.runs),
             "parked": len(self.parked),
             "elapsed_s": round(self.elapsed_s, 3),
+            "trace": self.trace,
             "findings": [_finding_data(finding) for finding in self.findings],
         }
 

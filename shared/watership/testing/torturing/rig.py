@@ -174,6 +174,8 @@ class _RiggedHandler:
         step, name = current_step(), f"{self._name}.{action}"
         await self._process.point(name + BEGINS)
         manner = self._rig.branch.manner(self._name, action, step.attempt)
+        if manner is not None:
+            self._rig.watch.tell(self._process, f"{name} (attempt {step.attempt}) goes like this: {manner.conduct}")
         if manner is not None and manner.conduct is Conduct.FAILS:
             raise _made(manner)
         if manner is not None and manner.conduct is Conduct.UNKNOWN_IDLE:
@@ -199,6 +201,7 @@ class _RiggedHandler:
 
         async def written(what: str) -> None:
             run.careful = run.careful or BARRIER_TABLE in what
+            self._rig.watch.tell(process, f"{name}: {what}")
             await process.point(f"{name}: {what}")
 
         async def call() -> Any:
@@ -207,15 +210,16 @@ class _RiggedHandler:
                 return await part(context, self._build)
             return await getattr(await self._build(), action.value)(context)
 
+        self._rig.watch.tell(process, f"{name} begins (attempt {step.attempt})")
         noticing, writing = _current.set(_noticing(step, run)), before_write.set(written)
         try:
             value = await _Watched(call(), self._rig, lambda: self._rig.watch.suspended(process, name + WAITS))
             run.effective = True
+            self._rig.watch.tell(process, f"{name} ran to its end")
             return value
-        except Exception:
-            raise
         except BaseException as error:
             run.answered = type(error).__name__ == ANSWERED
+            self._rig.watch.tell(process, f"{name} ended by {type(error).__name__}: {error}")
             raise
         finally:
             run.ended = journal.tick()

@@ -6,6 +6,7 @@ It lays the ground, starts the saga as a client does, waits until all is quiet, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import logging
@@ -106,12 +107,14 @@ class Ending:
 class Scene:
     """See the module."""
 
-    def __init__(self, cast: Cast, branch: Branch, trial: Trial, *, records: bool) -> None:
+    def __init__(
+        self, cast: Cast, branch: Branch, trial: Trial, *, records: bool, trace: Callable[[str], None] | None = None
+    ) -> None:
         self.cast = cast
         self.branch = branch
         self.journal = Journal()
         self.watch = Watch(trial.faults, cast.times.stop_s, records=records)
-        self.world = World(cast.seed, mischief=self.watch, witness=self.watch)
+        self.world = World(cast.seed, mischief=self.watch, witness=self.watch, trace=trace)
         self.ending = Ending(trial, self.watch, self.journal)
         self._topology = Topology(NAMESPACE)
         self._check: Check | None = cast.check
@@ -216,7 +219,7 @@ class Scene:
             for name in sorted(waiting.keys() & self.watch.waits):
                 body = Signal(saga_id=SAGA_ID, name=name, signal_id=f"signal-{name}", data=waiting.pop(name))
                 await self._send("control", body, message_id=f"{SAGA_ID}:signal:{name}", correlation_id=name)
-            await self._turn()
+            await self.watch.turn()
 
     async def _send(self, key: str, body: WireMessage, *, message_id: str, correlation_id: str) -> None:
         message = body.addressed(self._topology.exchange, key, message_id=message_id, correlation_id=correlation_id)
@@ -229,39 +232,39 @@ class Scene:
                 return
             await asyncio.sleep(CLIENT_RETRY_S)
 
-    async def _turn(self) -> None:
-        """Waits for the saga's next transition."""
-        assert self.watch.turned is not None
-        self.watch.turned.clear()
-        await self.watch.turned.wait()
-
     # --- the end
 
     async def _until_quiet(self) -> None:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.cast.times.patience_s
-        while waits := self._waits_for():
-            if loop.time() > until_s:
-                self.ending.stuck = f"after {self.cast.times.patience_s / 3600:.1f} h {'; '.join(waits)}"
+        while True:
+            if loop.time() < self.watch.busy_until_s:
+                await asyncio.sleep(self.watch.busy_until_s - loop.time())
+            saga, broker = self._saga_waits_for(), self._broker_holds()
+            if not saga and not broker:
                 return
-            await asyncio.sleep(LOOK_EVERY_S)
+            if loop.time() > until_s:
+                self.ending.stuck = f"after {self.cast.times.patience_s / 3600:.1f} h {'; '.join(saga + broker)}"
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.cast.times.reap_every_s if saga else LOOK_EVERY_S):
+                    await self.watch.turn()
 
-    def _waits_for(self) -> list[str]:
-        """What is not over yet, in words."""
-        if self.world.loop.time() < self.watch.busy_until_s:
-            return ["a fault is not over"]
+    def _saga_waits_for(self) -> list[str]:
+        """Why it is not over yet, in words."""
         row = self.world.database.sagas.get(SAGA_ID)
         if row is None:
             return ["the saga was not created"]
-        waits = []
         over = Status(row["status"]).terminal and row["wake_at_ms"] is None and not row["owed"]
-        if not over and row["parked_reason"] is None:
-            waits.append(f"the saga is {row['status']} at {row['step']}")
+        return [] if over or row["parked_reason"] is not None else [f"the saga is {row['status']} at {row['step']}"]
+
+    def _broker_holds(self) -> list[str]:
+        held = []
         for name in self._queues():
             depth = self.world.broker.depth(name)
             if depth.ready or depth.unacked:
-                waits.append(f"{name} has {depth.ready} messages, and {depth.unacked} unacknowledged")
-        return waits
+                held.append(f"{name} has {depth.ready} messages, and {depth.unacked} unacknowledged")
+        return held
 
     def _queues(self) -> Iterator[str]:
         for key in ("start", "replies", "control"):
@@ -309,7 +312,7 @@ def times_of(plan: Plan) -> Times:
     pauses_s += sum(node.timeout_ms for node in plan.nodes if isinstance(node, WaitPlan)) / 1000
     retries = [retry for step in steps for retry in (step.retry, step.compensation_retry, step.verify_retry) if retry]
     delays_s = sum(retry.delay_max_ms / 1000 * min(retry.attempts_max or 3, 20) for retry in retries)
-    reap_every_s = max(1.0, longest_s / 40, pauses_s / 200)
+    reap_every_s = max(1.0, longest_s / 40, pauses_s / 50)
     stop_s = longest_s + 2 * reap_every_s + 30.0
     return Times(stop_s, reap_every_s, patience_s=3 * (stop_s * len(steps) + pauses_s + delays_s) + 600.0)
 

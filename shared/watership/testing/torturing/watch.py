@@ -17,7 +17,7 @@ from watership.bus.protocol import Delivery, Fate, Message
 from watership.machine import changes as c
 from watership.machine.effects import SendCommand, effects_of
 from watership.machine.state import Action, Phase, Status
-from watership.messages import StepReply, read
+from watership.messages import ReplyOutcome, StepReply, WireMessage, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
 from watership.testing.memory_database import Transaction
 from watership.testing.mischief import WELL, Act, Crash, NoMischief, Pause, Sending
@@ -46,7 +46,7 @@ class Watch(NoMischief, Witness):
         self.happened: list[Point] = []
         self.seen: list[Seen] = []
         self.offences: list[str] = []
-        self.turned: asyncio.Event | None = None  # set whenever a saga's row is written
+        self._turned: asyncio.Event | None = None  # set, and replaced, whenever something is committed
         self.busy_until_s = 0.0
         self.stage = "start"
         self.waits: set[str] = set()  # names of the signals that the saga waits for
@@ -63,12 +63,22 @@ class Watch(NoMischief, Witness):
     def arm(self, world: World) -> None:
         """From here on it sees."""
         self.world = world
-        self.turned = asyncio.Event()
         self._armed = True
 
     def disarm(self) -> None:
         """Nothing more goes wrong."""
         self._armed = False
+
+    async def turn(self) -> None:
+        """Waits until something is committed."""
+        if self._turned is None:
+            self._turned = asyncio.Event()
+        await self._turned.wait()
+
+    def tell(self, who: object, words: str) -> None:
+        """A line for whoever reads along."""
+        if self._armed and self.world is not None and self.world.traced:
+            self.world.tell(who, words)
 
     # --- points
 
@@ -122,7 +132,10 @@ class Watch(NoMischief, Witness):
     def handed_over(self, process: Process, delivery: Delivery) -> None:
         """See `Witness.handed_over`."""
         label = label_of(delivery)
-        if self._armed and label is not None and self._harm_at(process.role, GETS + label, label) is Harm.CUT:
+        if not self._armed or label is None:
+            return
+        self.tell(process, f"gets {label}{' again' if delivery.redelivered else ''}")
+        if self._harm_at(process.role, GETS + label, label) is Harm.CUT:
             self._cut(process.name)
 
     def _harm_at(self, role: str, name: str, about: str) -> Harm | None:
@@ -170,9 +183,16 @@ class Watch(NoMischief, Witness):
         self._found_something(process.role)
         self._sending[process.role] = [label_of(message) or "a message" for message in messages]
 
+    def routed(self, process: Process, message: Message, fate: Fate) -> None:
+        """See `Witness.routed`."""
+        if label_of(message) is not None:
+            self.tell(process, f"sends {label_of(message)}")
+
     def published(self, process: Process, messages: Sequence[Message], fates: Sequence[Fate]) -> None:
         """See `Witness.published`."""
         for message, fate in zip(messages, fates, strict=True):
+            if fate is not Fate.CONFIRMED:
+                self.tell(process, f"is not told what became of {label_of(message) or 'a message'}")
             if fate is Fate.CONFIRMED:
                 self._confirmed.add(message.message_id)
         self._tell_last(process.role, "published", label_of(messages[0]) or "" if messages else "")
@@ -180,6 +200,8 @@ class Watch(NoMischief, Witness):
     def acked(self, process: Process, delivery: Delivery) -> None:
         """See `Witness.acked`."""
         label = label_of(delivery) or ""
+        if label:
+            self.tell(process, f"acknowledges {label}")
         self._tell_last(process.role, "ack", label)
         self._last_about[process.role, "acked"] = label
         if delivery.type == "step-command":
@@ -189,15 +211,17 @@ class Watch(NoMischief, Witness):
 
     def committed(self, transaction: Transaction) -> None:
         """See `Witness.committed`."""
-        if self.turned is not None:
-            self.turned.set()
+        if self._turned is not None:
+            self._turned.set()
+            self._turned = None
         if not transaction.log:
             return
         changes = [change for row in transaction.log for change in changes_from_json(row.changes)]
         role = getattr(transaction.client, "role", "")
         self._found_something(role)
+        words = decision_words(changes)
+        self.tell(transaction.client, f"commits {words or 'a transition'}")
         if self._records:
-            words = decision_words(changes)
             self._tell_last(role, "commit", words)
             self._last_about[role, "committed"] = words
         for change in changes:
@@ -236,6 +260,8 @@ class Watch(NoMischief, Witness):
         row = self.world.database.sagas.get(saga_id)
         cause = _cause_of(message) if isinstance(message, StepReply) else "start"
         entry = next((entry for entry in self.world.database.logs.get(saga_id, ()) if entry.cause == cause), None)
+        if entry is None and not self._is_kept(message, delivery):
+            self._break(f"the {process.role} acknowledged {label}, and neither log nor ledger has it")
         if row is None or row["owed"] or entry is None or self._comes_again(delivery):
             return
         state = state_from_row(row)
@@ -251,6 +277,12 @@ class Watch(NoMischief, Witness):
                     f"the {process.role} acknowledged {label}, and the broker had not confirmed the command "
                     f"{effect.step}.{effect.action} that follows from it"
                 )
+
+    def _is_kept(self, message: WireMessage, delivery: Delivery) -> bool:
+        assert self.world is not None
+        ran = not isinstance(message, StepReply) or message.outcome is not ReplyOutcome.NOT_SERVED
+        text = delivery.body.decode()
+        return not ran or any(line.message == text for line in self.world.database.ledger)
 
     def _comes_again(self, delivery: Delivery) -> bool:
         """Whether another copy of it waits at the broker: then that one will see to it."""
