@@ -44,7 +44,7 @@ class Saga(Generic[ContextT]):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if "steps" in cls.__dict__:
+        if (cls.steps and not {"steps", "pivot", "deadline_s"}.isdisjoint(cls.__dict__)) or "steps" in cls.__dict__:
             check_class(cls)
 
     @property
