@@ -240,6 +240,7 @@ class Drive:
             await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
             raise
         finally:
+            self._runs.cancel()
             self._drop(lease)
         if self._inbox:
             return True
@@ -260,13 +261,10 @@ class Drive:
         for name, action, state in unbegun:
             if action is Action.ACT and self._state.status is Status.COMPENSATING:
                 return Happening(e.DispatchWithdrawn(name, action, state.attempt), "overtaken")  # never run here
-        timer_ms = self._timer_ms()
-        unbegun = [one for one in unbegun if self._may_begin(one[1])]
-        if len(unbegun) == 1 and not self._runs and timer_ms is None:
-            return await self._run(*unbegun[0])  # the common case: nothing else can happen meanwhile
         for name, action, state in unbegun:
-            self._runs.begin(name, action, self._run(name, action, state))
-        return await self._wait(timer_ms)
+            if self._may_begin(action):
+                self._runs.begin(name, action, self._run(name, action, state))
+        return await self._wait(self._timer_ms())  # a signal, a cancel or the deadline may come meanwhile
 
     def _unbegun(self) -> list[tuple[str, Action, ActionState]]:
         """What is awaited and does not run yet; nothing if the saga is parked, or we are stopping."""
