@@ -108,7 +108,11 @@ class Laws(Witness):
             self._law_07_pinned(saga)
             self._law_08_the_log_is_the_truth(saga_id, saga)
             self._law_11_starting_is_idempotent(saga_id, saga)
-        sagas = len({row.saga_id for row in transaction.log})
+        moved = {row.saga_id for row in transaction.log}
+        for line in transaction.ledger:
+            if line.saga_id not in moved and log_laws.is_forgotten(self.states.get(line.saga_id), line.message):
+                self.breaks("law_06_none_is_forgotten", f"a late act of saga {line.saga_id.int} is only in the ledger")
+        sagas = len(moved)
         self.check(
             "law_10_everything_has_a_limit",
             sagas <= self._batch_size_max,
