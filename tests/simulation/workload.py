@@ -61,7 +61,7 @@ class Workload:
 def drawn(chance: random.Random) -> Workload:
     """One of very many."""
     manners: dict[str, Manners] = {}
-    plans = [_plan(chance, f"Saga{n}", manners) for n in range(chance.choice((1, 1, 2)))]
+    plans = [_plan(chance, _saga(chance, n), manners) for n in range(chance.choice((1, 1, 2)))]
     registered = {plan.hash: _when(chance) for plan in plans}
     calm_at_s = chance.choice((10.0, 25.0, 60.0))
     starts = [_start(chance, number, plans, calm_at_s) for number in range(1, chance.choice((1, 1, 2, 3, 4)) + 1)]
@@ -78,6 +78,11 @@ def _when(chance: random.Random) -> float | None:
     if roll < 0.75:
         return 0.0
     return chance.uniform(0.0, 30.0) if roll < 0.95 else None
+
+
+def _saga(chance: random.Random, number: int) -> str:
+    """A second plan is another saga, or a new version of the first."""
+    return f"Saga{number if number and chance.random() < 0.5 else 0}"
 
 
 def _plan(chance: random.Random, saga: str, manners: dict[str, Manners]) -> Plan:
