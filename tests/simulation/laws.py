@@ -16,7 +16,7 @@ from watership.bus.memory import MemoryBroker
 from watership.bus.protocol import Delivery, Fate, Message
 from watership.machine import changes as c
 from watership.machine.apply import apply
-from watership.machine.effects import NotifyEnd, NotifyParked, SendCommand, effects_of
+from watership.machine.effects import SendCommand, effects_of
 from watership.machine.plan import Plan
 from watership.machine.state import Action, Outcome, SagaState, Status
 from watership.messages import AdminAnswer, AdminRequest, StartSaga, StepReply, read
@@ -100,7 +100,9 @@ class Laws(Witness):
     def committed(self, transaction: Transaction) -> None:
         """Every law that speaks of rows and logs."""
         commit = Commit(self.world.loop.time(), transaction.client)
+        written: dict[uuid.UUID, set[int]] = {}
         for row in transaction.log:
+            written.setdefault(row.saga_id, set()).add(row.seq)
             self._entry(row, commit)
             self._law_09_one_clock(row, transaction)
         for saga_id, saga in transaction.rows.items():
@@ -108,7 +110,11 @@ class Laws(Witness):
             self._law_07_pinned(saga)
             self._law_08_the_log_is_the_truth(saga_id, saga)
             self._law_11_starting_is_idempotent(saga_id, saga)
-        moved = {row.saga_id for row in transaction.log}
+            entries = [entry for entry in self.entries.get(saga_id, ()) if entry.seq in written.get(saga_id, ())]
+            for effect in log_laws.must_owe(self.states[saga_id], [(one.cause, one.changes) for one in entries]):
+                words = f"saga {saga_id.int} does not owe {effect}, and no message would bring it again"
+                self.check("law_01_durable_before_visible", saga["owed"], words)
+        moved = written.keys()
         for line in transaction.ledger:
             if line.saga_id not in moved and log_laws.is_forgotten(self.states.get(line.saga_id), line.message):
                 self.breaks("law_06_none_is_forgotten", f"a late act of saga {line.saga_id.int} is only in the ledger")
@@ -362,16 +368,9 @@ class Laws(Witness):
         for effect in effects_of(entry.seq, entry.changes):
             if isinstance(effect, SendCommand):
                 name = f"{saga_id}:{effect.step}:{effect.action}:{effect.attempt}"
-                act_after_turn = effect.action is Action.ACT and state.status is Status.COMPENSATING
-                wanted = state.awaits(effect.step, effect.action, effect.attempt) and not act_after_turn
-            elif isinstance(effect, NotifyEnd):
-                name = f"{saga_id}:{entry.seq}:saga-ended:event"
-                wanted = state.status is effect.status
-            elif isinstance(effect, NotifyParked):
-                name = f"{saga_id}:{entry.seq}:saga-ended:event"
-                wanted = state.parked_reason is not None
             else:
-                continue
+                name = f"{saga_id}:{entry.seq}:saga-ended:event"
+            wanted = log_laws.wanted(state, effect)
             if wanted and name not in self._confirmed and not self._comes_again(delivery):
                 self.breaks(
                     "law_01_durable_before_visible",

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from watership import codec
 from watership.machine import changes as c
 from watership.machine.apply import apply
+from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendCommand, effects_of
 from watership.machine.nodes import FallbackPlan, members
 from watership.machine.plan import Plan
 from watership.machine.state import Action, Outcome, Phase, SagaState, Status
+
+CAUSES_OF_LOOKS = ("time", "owed", "look for plan")
 
 Changes = tuple[c.Change, ...]
 Offence = tuple[str, str]
@@ -109,6 +112,28 @@ def is_forgotten(state: SagaState | None, message: str) -> bool:
         return False
     # A second run of an act that is done and stands changes nothing: the saga wants it done.
     return step.act.outcome is not Outcome.DONE or step.compensate.phase is not Phase.IDLE
+
+
+def must_owe(state: SagaState, entries: Sequence[tuple[str, Changes]]) -> Iterator[Effect]:
+    """What no message would bring again (law 1): what a look decided. ``entries``: those of one commit, with their causes."""
+    looks = [changes for cause, changes in entries if cause in CAUSES_OF_LOOKS]
+    for effect in effects_of(state.seq, [change for changes in looks for change in changes]):
+        if wanted(state, effect):
+            yield effect
+
+
+def wanted(state: SagaState, effect: Effect) -> bool:
+    """Whether what an entry led to is still to be sent, as the saga stands now."""
+    match effect:
+        case SendCommand():
+            too_late = effect.action is Action.ACT and state.status is Status.COMPENSATING
+            return state.awaits(effect.step, effect.action, effect.attempt) and not too_late
+        case NotifyEnd():
+            return state.status is effect.status
+        case NotifyParked():
+            return state.parked_reason is not None
+        case _:
+            return False
 
 
 def steps_after(plan: Plan, step: str) -> list[str]:

@@ -30,8 +30,11 @@ class Sum:
         self.ends.update(other.ends)
 
 
-def run_here(seeds: Iterable[int]) -> Sum:
-    """Runs seeds in this process. Memory is tidied between them only: a run must not depend on when that happens."""
+def run_here(seeds: Iterable[int], *, until_broken: bool = False) -> Sum:
+    """Runs seeds in this process, all or until one is broken.
+
+    Memory is tidied between them only: a run must not depend on when that happens.
+    """
     whole = Sum()
     collects = gc.isenabled()
     gc.collect()
@@ -45,6 +48,8 @@ def run_here(seeds: Iterable[int]) -> Sum:
             whole.ends.update(told.ends)
             if told.broken is not None:
                 whole.broken[seed] = str(told.broken)
+                if until_broken:
+                    break
     finally:
         gc.unfreeze()
         if collects:
