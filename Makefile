@@ -12,7 +12,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input --progress-bar off
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-containers chaos model bench lock clean
+.PHONY: help demo check test test-containers chaos model mutants bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## Say what there is
@@ -23,6 +23,7 @@ help: ## Say what there is
 	@echo "make chaos   twenty minutes of all faults at once, on private servers: --minutes 5 --seed 7 --only broker"
 	@echo "make bench   throughput over RabbitMQ and PostgreSQL"
 	@echo "make model   every order of events in a small model of the protocol, by spin: about five minutes"
+	@echo "make mutants breaks each law on purpose, in a copy, and sees that the simulation catches it: two minutes"
 	@echo "make lock    compile the lock files again (make lock UPGRADE=1 takes newer versions)"
 	@echo "make clean   remove the virtual environments and the caches"
 
@@ -44,6 +45,10 @@ bench: $(VENV)/.installed
 # `make model ARGS=--mutants`: what shows that its properties can fail. Not a part of `make test`, which needs no spin.
 model: $(VENV)/.installed
 	@$(VENV)/bin/python -m tests.model.run $(ARGS)
+
+# `make mutants ARGS="law-03 owed"` for some of them; `ARGS=--readme` writes the table of tests/mutants/README.md.
+mutants: $(VENV)/.installed
+	@$(VENV)/bin/python -m tests.mutants.run $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV_DEMO) .demo .servers .model .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

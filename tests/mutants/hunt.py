@@ -38,7 +38,7 @@ def hunt(seeds: Iterable[int]) -> dict[str, object]:
     for seed, words in broken.items():
         law, _, what = words.partition(": ")
         return {"seeds": len(begun), "seed": seed, "law": law, "words": what[:WORDS_CHARS_MAX]}
-    return {"seeds": len(begun), "seed": None}
+    return {"seeds": len(begun), "seed": None, "law": None}
 
 
 def main() -> int:

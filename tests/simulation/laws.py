@@ -7,18 +7,16 @@ log alone is in `log_laws`; what the participants know is in `books`.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import uuid
 from collections.abc import Callable, Sequence
 
 from watership import codec
-from watership.bus.memory import MemoryBroker
 from watership.bus.protocol import Delivery, Fate, Message
 from watership.machine import changes as c
 from watership.machine.apply import apply
 from watership.machine.effects import SendCommand, effects_of
 from watership.machine.plan import Plan
-from watership.machine.state import Action, Outcome, SagaState, Status
+from watership.machine.state import Action, Outcome, SagaState
 from watership.messages import AdminAnswer, AdminRequest, StartSaga, StepReply, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
 from watership.testing.memory_database import LogRow, Row, Transaction
@@ -27,35 +25,11 @@ from watership_orchestrator.engine import PUBLISH_WINDOW_S
 from watership_orchestrator.store import OWED_LOOK_MS
 
 from tests.simulation import log_laws, request_laws
+from tests.simulation.evidence import Commit, Entry, LawBroken, copies_of
 from tests.simulation.words import in_words, short
 
 # The engine measures by its own clock, which may be 2 % slow.
 WINDOW_S = PUBLISH_WINDOW_S * 1.03
-
-
-class LawBroken(AssertionError):
-    """``law`` names the check."""
-
-    def __init__(self, law: str, words: str) -> None:
-        self.law = law
-        super().__init__(f"{law}: {words}")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Commit:
-    """When something was committed, and by whom."""
-
-    at_s: float
-    process: object
-
-
-@dataclasses.dataclass(slots=True)
-class Entry:
-    """A log entry as it was committed."""
-
-    seq: int
-    cause: str
-    changes: tuple[c.Change, ...]
 
 
 class Laws(Witness):
@@ -76,7 +50,8 @@ class Laws(Witness):
         self.expired: set[tuple[str, str, str, str]] = set()
         self.steps_clock = False  # the database's clock is moved in this seed
         self._batch_size_max = max(batch_sizes)
-        self._dispatched: dict[tuple[object, ...], float] = {}  # when, by process and command
+        self._dispatched: dict[tuple[object, ...], Commit] = {}  # by process and command
+        self._handed: dict[tuple[object, ...], set[bool]] = {}  # by process and command: delivered before, or not
         self._turned: dict[uuid.UUID, Commit] = {}
         self._confirmed: set[str] = set()  # message ids, of commands without their generation
         self._refused: set[str] = set()  # correlation ids of requests that were answered with a refusal
@@ -99,7 +74,9 @@ class Laws(Witness):
 
     def committed(self, transaction: Transaction) -> None:
         """Every law that speaks of rows and logs."""
-        commit = Commit(self.world.loop.time(), transaction.client)
+        process = transaction.client
+        assert isinstance(process, Process), "each process is its own line to the database"
+        commit = Commit(self.world.loop.time(), process, process.bus.generation)
         written: dict[uuid.UUID, set[int]] = {}
         for row in transaction.log:
             written.setdefault(row.saga_id, set()).add(row.seq)
@@ -138,7 +115,7 @@ class Laws(Witness):
             apply(state, change)
             if isinstance(change, c.Dispatched | c.Resent):
                 key = (commit.process, str(saga_id), change.step, change.action.value, str(change.attempt))
-                self._dispatched[key] = commit.at_s
+                self._dispatched[key] = commit
             elif isinstance(change, c.CompensationBegan):
                 self._turned.setdefault(saga_id, commit)
             elif isinstance(change, c.Replied):
@@ -235,19 +212,22 @@ class Laws(Witness):
                 body = read(message.type, message.body)
                 if isinstance(body, AdminAnswer) and body.error is not None:
                     self._refused.add(message.correlation_id)
+            if message.type == "step-reply":
+                self._law_05_doubt_is_told(process, message)
             if message.type != "step-command":
                 continue
             saga, step, action, attempt, generation = message.message_id.split(":")
             self._law_06_one_key_for_a_generation(message, uuid.UUID(saga), step, action, generation)
-            decided_at_s = self._dispatched.get((process, saga, step, action, attempt))
-            if decided_at_s is None:
+            decided = self._dispatched.get((process, saga, step, action, attempt))
+            if decided is None:
                 words = f"{process} sends {short(message)}, and has not committed that"
                 self.breaks("law_01_durable_before_visible", words)
                 continue
             self.check(
                 "law_03_nothing_old_is_sent",
-                now_s - decided_at_s <= WINDOW_S,
-                f"{process} sends {short(message)}, which it decided {now_s - decided_at_s:.1f} s ago",
+                now_s - decided.at_s <= WINDOW_S and process.bus.generation == decided.link,
+                f"{process} sends {short(message)}, which it decided {now_s - decided.at_s:.1f} s ago, over link "
+                f"{decided.link}; now it is {process.bus.generation}",
             )
             turn = self._turned.get(uuid.UUID(saga))
             self.check(
@@ -255,6 +235,14 @@ class Laws(Witness):
                 action != Action.ACT.value or turn is None or turn.process is not process,
                 f"{process} sends {short(message)}, and committed itself that the saga turns around",
             )
+
+    def _law_05_doubt_is_told(self, process: Process, message: Message) -> None:
+        """Only a worker knows that its command was delivered before: it must say so."""
+        reply = read(message.type, message.body)
+        assert isinstance(reply, StepReply)
+        handed = self._handed.get((process, message.message_id.rpartition(":")[0]))
+        words = f"{process} sends {short(message)}, and does not say that its command was delivered before"
+        self.check("law_05_in_doubt_means_undone", reply.redelivered or handed != {True}, words)
 
     def _law_06_one_key_for_a_generation(
         self, message: Message, saga_id: uuid.UUID, step: str, action: str, generation: str
@@ -291,7 +279,10 @@ class Laws(Witness):
     # --- acknowledging
 
     def handed_over(self, process: Process, delivery: Delivery) -> None:
-        """For the trace."""
+        """For the trace; and a worker knows whether a command was delivered before."""
+        if delivery.type == "step-command":
+            command = (delivery.message_id or "").rpartition(":")[0]
+            self._handed.setdefault((process, command), set()).add(delivery.redelivered)
         if self.world.traced:
             again = " again" if delivery.redelivered else ""
             self.world.tell(process, f"gets {short(delivery)}{again}")
@@ -327,7 +318,8 @@ class Laws(Witness):
         if isinstance(message, StartSaga):
             if delivery.queue.endswith(".dead"):
                 return  # it was refused, and is kept for a person to see: nothing followed from it
-            for law, words in request_laws.start_offences(message, self._input_hashes.get(message.saga_id)):
+            state, input_hash = self.states.get(message.saga_id), self._input_hashes.get(message.saga_id)
+            for law, words in request_laws.start_offences(message, state, input_hash):
                 self.breaks(law, f"{short(delivery)}: {words}")
             self._consequences(delivery, message.saga_id, "start")
         elif isinstance(message, StepReply):
@@ -380,10 +372,3 @@ class Laws(Witness):
     def _comes_again(self, delivery: Delivery) -> bool:
         """Whether another copy of the message is still at the broker: then that one is the outbox."""
         return copies_of(self.world.broker, delivery) > 1
-
-
-def copies_of(broker: MemoryBroker, delivery: Delivery) -> int:
-    """How many messages of this id the broker holds in this queue, delivered or not."""
-    queue = broker._queues[delivery.queue]
-    entries = [*queue.ready, *(entry for consumer in queue.consumers for entry in consumer.unacked.values())]
-    return sum(entry.message.message_id == delivery.message_id for entry in entries)

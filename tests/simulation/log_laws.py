@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 from watership import codec
 from watership.machine import changes as c
@@ -50,6 +51,9 @@ def offences(
                 yield "law_07_pinned", f"{change.step} is no step of the plan"
             yield from _law_04_reverse_order(plan, state, change, had_late_act=had_late_act)
             yield from _law_05_in_doubt_means_undone(plan, state, change)
+            yield from _law_06_one_key_for_a_generation(state, earlier, change)
+        if isinstance(change, c.Overdue) and not state.step(change.step).act.may_have_run:
+            yield "law_05_in_doubt_means_undone", f"{change.step} never replied, and is taken for one without effect"
         if isinstance(change, c.Replied):
             key = (change.step, change.action, change.attempt)
             if key in replied:
@@ -61,6 +65,8 @@ def offences(
             runs.add((change.kind, change.run))
     if state.status is Status.COMPENSATED:
         yield from _law_05_all_is_undone(state)
+        if had_late_act and state.parked_reason is None:
+            yield from _law_06_none_is_forgotten([*(change for entry in earlier for change in entry), *changes])
 
 
 def _law_03_strictly_backward(state: SagaState, change: c.Dispatched | c.Resent) -> Iterator[Offence]:
@@ -99,6 +105,39 @@ def _law_05_all_is_undone(state: SagaState) -> Iterator[Offence]:
             yield "law_05_in_doubt_means_undone", f"COMPENSATED, and {name} may have acted and is not undone"
         if step.act.outcome is Outcome.FAILED and step.compensate.outcome is not None:
             yield "law_05_in_doubt_means_undone", f"{name} had no effect, and was undone"
+
+
+def _law_06_one_key_for_a_generation(
+    state: SagaState, earlier: Sequence[Changes], sent: c.Dispatched
+) -> Iterator[Offence]:
+    """An undoing that is done has used up its key: another one has another."""
+    if sent.action is not Action.COMPENSATE:
+        return
+    done = [change for entry in earlier for change in entry if _is_undone(change, sent.step)]
+    if state.step(sent.step).generation <= len(done):
+        yield "law_06_one_key_for_a_generation", f"{sent.step} is undone again, under the key of its first undoing"
+
+
+def _law_06_none_is_forgotten(log: Sequence[c.Change]) -> Iterator[Offence]:
+    """In a saga that is undone: an act that came late is undone by a compensation that was sent after it was known."""
+    for place, late in enumerate(log):
+        if not isinstance(late, c.LateAct):
+            continue
+        since = log[place + 1 :]
+        sent = {change.attempt for change in since if _sends_undoing(change, late.step)}
+        undone = any(_is_undone(one, late.step) and getattr(one, "attempt", None) in {*sent, None} for one in since)
+        if not undone:
+            yield "law_06_none_is_forgotten", f"{late.step} acted late, and was not undone after that"
+
+
+def _sends_undoing(change: c.Change, step: str) -> TypeGuard[c.Dispatched]:
+    return isinstance(change, c.Dispatched) and change.action is Action.COMPENSATE and change.step == step
+
+
+def _is_undone(change: c.Change, step: str) -> bool:
+    if isinstance(change, c.Replied):
+        return (change.step, change.action, change.outcome) == (step, Action.COMPENSATE, Outcome.DONE)
+    return isinstance(change, c.NothingToUndo) and change.step == step
 
 
 def is_forgotten(state: SagaState | None, message: str) -> bool:

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 
 from watership import codec
 from watership.machine import changes as c
+from watership.machine.state import SagaState
 from watership.messages import AdminRequest, StartSaga
 
 Offence = tuple[str, str]
 
 
-def start_offences(start: StartSaga, input_hash: str | None) -> Iterator[Offence]:
-    """A start that was accepted. ``input_hash``: of what its saga was started with; None: there is no such saga."""
+def start_offences(start: StartSaga, state: SagaState | None, input_hash: str | None) -> Iterator[Offence]:
+    """A start that was accepted. ``state``, ``input_hash``: of its saga, and of what that was started with."""
+    if state is not None and start.plan is not None and state.plan_hash != start.plan:
+        yield "law_07_pinned", f"it names plan {start.plan}, and its saga began on {state.plan_hash}"
     if input_hash is not None and codec.input_hash(start.saga, start.context) != input_hash:
         yield "law_11_starting_is_idempotent", "its id is taken by a saga of another input, and it was not refused"
 

@@ -26,7 +26,8 @@ from watership_worker import Worker
 from watership_worker.consumer import Consumer
 
 from tests.simulation import books, workload
-from tests.simulation.laws import LawBroken, Laws
+from tests.simulation.evidence import LawBroken
+from tests.simulation.laws import Laws
 from tests.simulation.town import STEPS, Town, TownContainer
 from tests.simulation.weather import PAUSES_S, Faults, Weather
 from tests.simulation.workload import OperatorOrder, StartOrder, Workload

@@ -61,7 +61,10 @@ class Workload:
 def drawn(chance: random.Random) -> Workload:
     """One of very many."""
     manners: dict[str, Manners] = {}
-    plans = [_plan(chance, _saga(chance, n), manners) for n in range(chance.choice((1, 1, 2)))]
+    count = chance.choice((1, 1, 2))
+    plans = [_plan(chance, "Saga0", manners)]
+    if count == 2:
+        plans.append(_other_plan(chance, plans[0], manners))
     registered = {plan.hash: _when(chance) for plan in plans}
     calm_at_s = chance.choice((10.0, 25.0, 60.0))
     starts = [_start(chance, number, plans, calm_at_s) for number in range(1, chance.choice((1, 1, 2, 3, 4)) + 1)]
@@ -80,9 +83,13 @@ def _when(chance: random.Random) -> float | None:
     return chance.uniform(0.0, 30.0) if roll < 0.95 else None
 
 
-def _saga(chance: random.Random, number: int) -> str:
-    """A second plan is another saga, or a new version of the first."""
-    return f"Saga{number if number and chance.random() < 0.5 else 0}"
+def _other_plan(chance: random.Random, plan: Plan, manners: dict[str, Manners]) -> Plan:
+    """Another saga, or a new version of the first: other steps before those that it has had, in another order."""
+    if chance.random() < 0.5:
+        return _plan(chance, "Saga1", manners)
+    new, kept = _plan(chance, plan.saga, manners), list(plan.nodes)
+    chance.shuffle(kept)
+    return dataclasses.replace(new, nodes=(*new.nodes[:2], *kept))
 
 
 def _plan(chance: random.Random, saga: str, manners: dict[str, Manners]) -> Plan:
