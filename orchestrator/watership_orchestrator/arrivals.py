@@ -51,6 +51,7 @@ class Arrival:
 
     ``redelivered``: it was delivered to us before. ``in_doubt``: it was judged before, in a transaction of which nobody
     knows whether it was committed. Either way, what follows from it may be on record already, and never sent.
+    ``expired``: it speaks for a command that expired, which says something only if its attempt was answered before.
     ``row``: no message brings it again; it stands in this row until the transaction that judges it. ``unreadable``: a
     start that nobody can be told about: why its context, or its plan, cannot be used.
     """
@@ -65,6 +66,7 @@ class Arrival:
     row: Waiting | None = None
     mark: Mark | None = None
     unreadable: str | None = None
+    expired: bool = False
 
     @property
     def again(self) -> bool:

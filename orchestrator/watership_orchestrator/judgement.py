@@ -195,6 +195,9 @@ class _Judge:
             )
             self._follow(plan, event, f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}")
             return
+        step = state.peek(reply.step)
+        if arrival.expired and (step is None or not step.of(reply.action).answered(reply.attempt)):
+            return  # waiting in a queue is no outcome: the reaper sends the attempt again
         cause = f"reply:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
         known = False
         if not state.awaits(reply.step, reply.action, reply.attempt):
