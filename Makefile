@@ -12,7 +12,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input --progress-bar off
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-containers chaos bench lock clean
+.PHONY: help demo check test test-containers chaos model bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## Say what there is
@@ -22,6 +22,7 @@ help: ## Say what there is
 	@echo "make test-containers   docker-compose.yml as it stands: needs a Docker engine with Compose v2"
 	@echo "make chaos   twenty minutes of all faults at once, on private servers: --minutes 5 --seed 7 --only broker"
 	@echo "make bench   throughput over RabbitMQ and PostgreSQL"
+	@echo "make model   every order of events in a small model of the protocol, by spin: about five minutes"
 	@echo "make lock    compile the lock files again (make lock UPGRADE=1 takes newer versions)"
 	@echo "make clean   remove the virtual environments and the caches"
 
@@ -40,8 +41,12 @@ chaos: $(VENV)/.installed
 bench: $(VENV)/.installed
 	@$(VENV)/bin/python -m tests.benchmarks.throughput $(ARGS)
 
+# `make model ARGS=--mutants`: what shows that its properties can fail. Not a part of `make test`, which needs no spin.
+model: $(VENV)/.installed
+	@$(VENV)/bin/python -m tests.model.run $(ARGS)
+
 clean:
-	rm -rf $(VENV) $(VENV_DEMO) .demo .servers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV_DEMO) .demo .servers .model .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- virtual environments -------------------------------------------------------------------------------------------

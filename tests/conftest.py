@@ -16,7 +16,7 @@ from tests.support.endpoints import Unavailable
 from tests.support.processes import Processes
 from tests.support.servers import Servers, Session, open_session
 
-STAND_ON_SERVERS = {"servers", "broker_url", "namespace", "step_queues", "database_url"}
+STAND_ON_SERVERS = {"servers", "broker_url", "namespace", "step_queues", "database_url", "mariadb_url"}
 SESSION = pytest.StashKey[Session]()
 PROCESSES = pytest.StashKey[Processes]()
 OUTPUT_SHOWN_CHARS = 20_000

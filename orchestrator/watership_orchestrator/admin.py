@@ -1,4 +1,4 @@
-"""The admin queue's verbs that read: list and show. The verbs that move a saga go through the engine."""
+"""The admin queue's verbs that move no saga: list, show, plans. The verbs that move one go through the engine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from watership.saga.storage.rows import changes_from_json
 from watership.saga.storage.schema import dead_letter_table, log_table, saga_table
 from watership.saga.storage.views import iso, ledger_view, saga_view, summary_view
 from watership_orchestrator.judgement import Judgement
+from watership_orchestrator.plan_verbs import OF_PLANS, answer_about_plans
 from watership_orchestrator.waiting import tombstones
 
 LOG_ENTRIES_MAX = 5_000
@@ -38,7 +39,7 @@ class Admin:
         self._namespace = namespace
 
     async def read(self, request: AdminRequest) -> AdminAnswer:
-        """Answers a verb that changes nothing."""
+        """Answers a verb that moves no saga."""
         if request.verb is AdminVerb.LIST:
             return AdminAnswer(data=await self._list(request))
         if request.verb is AdminVerb.LEDGER:
@@ -47,6 +48,8 @@ class Admin:
                 return AdminAnswer(data=_slim([ledger_view(line_of(line)) for line in lines]))
         if request.verb is AdminVerb.DEAD_LIST:
             return AdminAnswer(data=await self._dead_letters(request))
+        if request.verb in OF_PLANS:
+            return await answer_about_plans(self._database, self._namespace, request)
         if request.verb in OF_A_DEAD_LETTER:
             return await self._dead_letter(request)
         assert request.saga_id is not None, "checked where the request was read"

@@ -33,7 +33,7 @@ def open_database(url: str) -> AsyncEngine:
     return create_async_engine(
         parsed,
         pool_size=4,
-        max_overflow=2,
+        max_overflow=6,
         pool_timeout=10,
         pool_recycle=1_800,
         connect_args={"timeout": 10, "command_timeout": 15, "server_settings": SERVER_SETTINGS},

@@ -133,7 +133,11 @@ class DeadLetters:
 
     async def keep(self, deliveries: Sequence[Delivery]) -> None:
         """Keeps them. On return it is committed, and they may be acknowledged."""
-        await self._store.keep_dead_letters([letter_of(delivery) for delivery in deliveries])
+        await self.keep_all([letter_of(delivery) for delivery in deliveries])
+
+    async def keep_all(self, letters: Sequence[DeadLetter]) -> None:
+        """The same of what is read already."""
+        await self._store.keep_dead_letters(letters)
 
     async def judge_once(self, limit: int) -> int:
         """Judges what waits to be judged, oldest first; how many that was."""
@@ -154,7 +158,9 @@ class DeadLetters:
             await self._store.rows_done(told)
         if arrivals:
             result = await self._engine.process(arrivals)
-            later = [arrival.row for arrival in (*result.again, *result.redeliver) if arrival.row is not None]
+            later = [
+                arrival.row for arrival in (*result.again, *result.redeliver, *result.newer) if arrival.row is not None
+            ]
             if later:  # locked elsewhere, or a newer orchestrator's; of those that are judged, it changes nothing
                 await self._store.back_off_rows(later)
 
@@ -189,10 +195,17 @@ class DeadLetterIntake:
     async def run(self) -> None:
         """Keeps and acknowledges, batch after batch. What it has in hand when it ends is delivered again."""
         while True:
-            kept = await self._keep(await self._inbox.take(self._batch_size_max))
+            deliveries = await self._inbox.take(self._batch_size_max)
+            try:
+                kept = await self._keep(deliveries)
+                await self._bus.ack(kept)
+            except (
+                Exception
+            ):  # a bug here must not end the loop: without it, nobody would hear of dead letters any more
+                log.exception("%d dead letters stay with the broker", len(deliveries))
+                continue
             for delivery in kept:
                 log.warning("a dead letter is kept: %s %s", delivery.type, delivery.message_id)
-            await self._bus.ack(kept)
 
     async def _keep(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Those that are kept. One that no table takes stays with the broker, and holds up no other."""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from watership.chance import SYSTEM_CHANCE
 from watership.errors import SagaConflict, StoreUnavailable
-from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminRequest, StartSaga
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Waiting
@@ -35,11 +34,13 @@ RETRIES_MAX = 8
 class BatchResult:
     """What became of a batch. ``again``: to be judged in a later batch, since their sagas were locked elsewhere.
 
-    ``redeliver``: committed, but not published in time: the broker must bring them again.
+    ``redeliver``: committed, but not published in time: the broker must bring them again. ``newer``: of sagas that a
+    newer orchestrator has written, and that are left to one (law 8): nothing was looked at.
     """
 
     again: list[Arrival] = dataclasses.field(default_factory=list)
     redeliver: list[Arrival] = dataclasses.field(default_factory=list)
+    newer: list[Arrival] = dataclasses.field(default_factory=list)
     rejections: list[Rejection] = dataclasses.field(default_factory=list)
     refusals: dict[int, str] = dataclasses.field(default_factory=dict)
     states: dict[uuid.UUID, Judgement] = dataclasses.field(default_factory=dict)
@@ -48,6 +49,7 @@ class BatchResult:
         """What became of another part of the same batch."""
         self.again.extend(other.again)
         self.redeliver.extend(other.redeliver)
+        self.newer.extend(other.newer)
         self.rejections.extend(other.rejections)
         self.refusals.update(other.refusals)
         self.states.update(other.states)
@@ -100,16 +102,14 @@ class Decider:
             try:
                 async with self._store.batch() as batch:
                     work, judgements, plans = await self._judge_and_write(batch, arrivals)
-                return await self._decided(work, judgements, plans, began_s)
+                return self._decided(work, judgements, plans, began_s)
             except Exception as error:  # told apart here: the database's state, or this batch's own fault
                 if not is_passing(error):
                     groups = list(_by_saga(arrivals).values())
                     if len(groups) > 1:
                         break
-                    work = _Work(_by_saga(arrivals))
-                    for saga_id in list(work.by_saga):
-                        work.is_poison(saga_id, error)
-                    return await self._decided(work, [], await self._plans.get((), ()), began_s)
+                    work = await self._alone(arrivals, error)
+                    return self._decided(work, [], await self._plans.get((), ()), began_s)
                 for arrival in arrivals:
                     arrival.in_doubt = True
                 if attempt == RETRIES_MAX:
@@ -133,7 +133,7 @@ class Decider:
                 if not arrivals:
                     return 0, None
                 work, judgements, plans = await self._judge_and_write(batch, arrivals)
-            return len(arrivals), await self._decided(work, judgements, plans, began_s)
+            return len(arrivals), self._decided(work, judgements, plans, began_s)
         except Exception as error:
             if not arrivals:
                 if not is_passing(error):
@@ -141,10 +141,17 @@ class Decider:
                 raise unavailable(error) from error
         return len(arrivals), await self.decide(arrivals)  # again, and with more patience
 
-    async def _decided(self, work: _Work, judgements: list[Judgement], plans: Plans, began_s: float) -> Decided:
+    @staticmethod
+    def _decided(work: _Work, judgements: list[Judgement], plans: Plans, began_s: float) -> Decided:
         result = work.result
-        if work.poison:
-            await self._back_off(work)
+        for saga_id, (arrivals, fault) in work.poison.items():
+            log.error("saga %s: what arrived for it cannot be judged", saga_id, exc_info=fault)
+            for arrival in arrivals:  # its messages are given back
+                reason = f"saga {saga_id}: {type(fault).__name__}: {fault}"
+                if isinstance(arrival.message, AdminRequest):
+                    result.refusals[id(arrival)] = reason
+                elif arrival.message is not None and arrival.row is None:
+                    result.rejections.append(Rejection(arrival, "poisonous", reason))
         for judgement in judgements:
             result.rejections.extend(one for one in judgement.rejections if one.arrival.row is None)
             result.refusals.update(judgement.refusals)
@@ -153,25 +160,27 @@ class Decider:
                 log.warning("saga %s is parked: %s", judgement.saga_id, judgement.state.parked_reason)
         return Decided(judgements, plans, result, began_s)
 
-    async def _back_off(self, work: _Work) -> None:
-        """In a transaction of its own: what cannot be judged starves no other. Its messages are given back."""
-        rows = [arrival.row for group, _ in work.poison.values() for arrival in group if arrival.row is not None]
+    async def _alone(self, arrivals: Sequence[Arrival], error: Exception) -> _Work:
+        """One saga's arrivals, with which no transaction goes through: backed off in one without them."""
+        work = _Work(_by_saga(arrivals))
+        for saga_id in list(work.by_saga):
+            work.is_poison(saga_id, error)
         try:
-            await self._store.back_off(work.poison, at_least_ms=POISON_LOOK_MIN_MS, at_most_ms=POISON_LOOK_MAX_MS)
-            if rows:
-                await self._store.back_off_rows(rows)
-        except Exception as error:
-            if not is_passing(error):
+            async with self._store.batch() as batch:
+                await self._back_off(batch, work.poison)
+        except Exception as trouble:
+            if not is_passing(trouble):
                 raise
-            raise unavailable(error) from error
-        for saga_id, (arrivals, fault) in work.poison.items():
-            log.error("saga %s: what arrived for it cannot be judged", saga_id, exc_info=fault)
-            for arrival in arrivals:
-                reason = f"saga {saga_id}: {type(fault).__name__}: {fault}"
-                if isinstance(arrival.message, AdminRequest):
-                    work.result.refusals[id(arrival)] = reason
-                elif arrival.message is not None and arrival.row is None:
-                    work.result.rejections.append(Rejection(arrival, "poisonous", reason))
+            raise unavailable(trouble) from error
+        return work
+
+    @staticmethod
+    async def _back_off(batch: SagaBatch, poison: dict[uuid.UUID, tuple[list[Arrival], Exception]]) -> None:
+        """What cannot be judged starves no other."""
+        if poison:
+            await batch.back_off(poison, at_least_ms=POISON_LOOK_MIN_MS, at_most_ms=POISON_LOOK_MAX_MS)
+            rows = [arrival.row for group, _ in poison.values() for arrival in group if arrival.row is not None]
+            await batch.back_off_rows(rows)
 
     # --- within the transaction
 
@@ -187,9 +196,9 @@ class Decider:
         stored = await batch.lock(by_saga)
         for saga_id, error in batch.broken.items():
             work.is_poison(saga_id, error)
+        for saga_id in batch.newer:
+            result.newer.extend(by_saga.pop(saga_id))
         tombstones = await self._unknown(batch, work, stored)
-        for saga_id in [key for key, saga in stored.items() if saga.machine_version > MACHINE_VERSION]:
-            result.redeliver.extend(by_saga.pop(saga_id))  # a newer orchestrator's: left to one
         plans = await self._plans_for(stored.values(), arrivals)
         judgements = await self._judge_all(batch, work, stored, plans, tombstones)
         judgements = await self._write(batch, judgements, work, plans)
@@ -201,6 +210,7 @@ class Decider:
         )
         if work.told:
             await batch.done(work.told)
+        await self._back_off(batch, work.poison)
         return work, judgements, plans
 
     async def _unknown(

@@ -35,7 +35,9 @@ class EarlySignals:
             await self._store.rows_done(unreadable)
         if arrivals:
             result = await self._engine.process(arrivals)
-            later = [arrival.row for arrival in (*result.again, *result.redeliver) if arrival.row is not None]
+            later = [
+                arrival.row for arrival in (*result.again, *result.redeliver, *result.newer) if arrival.row is not None
+            ]
             if later:  # locked elsewhere, or a newer orchestrator's; of those that are judged, it changes nothing
                 await self._store.back_off_rows(later)
         return len(found)

@@ -89,7 +89,7 @@ class Engine:
             )
             return _all_again(arrivals)
         try:
-            await self._publish(decided)
+            moved = await self._publish(decided)
         except Exception as error:
             if not is_passing(error):
                 raise
@@ -98,11 +98,14 @@ class Engine:
             return _all_again(arrivals)
         # Only the broker can bring a message again as redelivered: what is in doubt must not lose that.
         result = decided.result
+        # A saga that moved since does not owe in its row: its message stays the outbox of what was not confirmed.
+        result.redeliver.extend(arrival for arrival in arrivals if arrival.saga_id in moved and arrival.message)
         result.redeliver.extend(arrival for arrival in result.again if arrival.in_doubt)
         result.again = [arrival for arrival in result.again if not arrival.in_doubt]
         return result
 
-    async def _publish(self, decided: Decided) -> None:
+    async def _publish(self, decided: Decided) -> set[uuid.UUID]:
+        """Sends; the sagas that owe something and moved before that could be marked."""
         outgoing: list[Outgoing] = []
         unmade: dict[uuid.UUID, str] = {}
         for judgement in decided.judgements:
@@ -120,12 +123,15 @@ class Engine:
         fates = await self._bus.publish(messages) if messages else []
         untold = {index for index, fate in zip(told, fates[len(outgoing) :], strict=True) if fate is not Fate.CONFIRMED}
         decided.result.redeliver.extend(rejections[index].arrival for index in untold)
-        await self._settle(decided.judgements, list(zip(outgoing, fates, strict=False)), unmade)
+        return await self._settle(decided.judgements, list(zip(outgoing, fates, strict=False)), unmade)
 
     async def _settle(
         self, judgements: list[Judgement], sent: list[tuple[Outgoing, Fate]], unmade: dict[uuid.UUID, str]
-    ) -> None:
-        """Marks what is not confirmed as owed, and what was owed and is confirmed now as settled."""
+    ) -> set[uuid.UUID]:
+        """Marks what is not confirmed as owed, and what was owed and is confirmed now as settled.
+
+        Gives those that could not be marked, because they have moved.
+        """
         seqs = {j.saga_id: j.state.seq for j in judgements if j.state is not None}
         owing: dict[uuid.UUID, str] = {}
         for item, fate in sent:
@@ -133,23 +139,21 @@ class Engine:
                 continue
             if item.command is not None or item.saga_id not in owing:
                 owing[item.saga_id] = _owed_reason(item, fate)
+        moved: set[uuid.UUID] = set()
         if owing:
             lines = [(saga_id, seqs[saga_id], reason) for saga_id, reason in owing.items()]
-            await self._store.owe(lines, wake_in_ms=OWED_RETRY_MS)
+            moved = set(owing) - await self._store.owe(lines, wake_in_ms=OWED_RETRY_MS)
         if unmade:
             lines = [(saga_id, seqs[saga_id], reason) for saga_id, reason in unmade.items()]
             await self._store.owe(lines, wake_in_ms=UNMADE_RETRY_MS)
         settled = [
             (j.saga_id, seqs[j.saga_id])
             for j in judgements
-            if (j.looked or j.by_row)
-            and (j.moved or j.owed_before is not None)
-            and j.saga_id in seqs
-            and j.saga_id not in owing
-            and j.saga_id not in unmade
+            if j.settles and j.saga_id in seqs and j.saga_id not in owing and j.saga_id not in unmade
         ]
         if settled:
             await self._store.settle(settled)
+        return moved
 
 
 def _all_again(arrivals: Sequence[Arrival]) -> BatchResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 
-from watership.machine.effects import Effect, SendCommand
+from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendCommand
 from watership.machine.state import Action, SagaState, Status
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.arrivals import Rejection
@@ -54,7 +54,16 @@ class Judgement:
         if self.owed_before is None or self.state is None or is_events(self.owed_before):
             return self.owed_before  # events are in the log, and owed until a look has seen them confirmed
         forgotten = self.awaited_before.intersection(awaited_commands(self.state)).difference(sends)
-        return self.owed_before if forgotten else None
+        ended = self.state.status.terminal or self.state.parked_reason is not None
+        told = any(isinstance(notice, NotifyEnd | NotifyParked) for notice in self.notices)
+        return self.owed_before if forgotten or (ended and not told) else None
+
+    @property
+    def settles(self) -> bool:
+        """All that it awaits goes out with this batch: once that is confirmed, its row owes nothing."""
+        if self.looked:
+            return self.moved or self.owed_before is not None
+        return self.by_row and self.moved and self.owed_before is None
 
     def commands_to_send(self) -> list[SendCommand]:
         """What the final state awaits of what was decided: a command that was overtaken is not sent."""

@@ -31,6 +31,7 @@ PLAN_LOOK_MS = 5_000
 PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
+OVERTAKEN = "overtaken"
 
 
 class NeedsHistory(Exception):
@@ -265,11 +266,14 @@ class _Judge:
         """A message of which the log knows came again: what followed from it may never have been sent (law 6)."""
         if self.history is None:
             raise NeedsHistory
-        entry = next((entry for entry in self.history if entry.cause == cause), None)
-        if entry is None or self.it.state is None:
+        found = next((entry for entry in self.history if entry.cause == cause), None)
+        if found is None or self.it.state is None:
             return
         plan = self.plans.of(self.it.state)
-        for effect in effects_of(entry.seq, entry.changes):
+        # A reply that came while its attempt was put off may be taken once more, when that is sent again. And what was
+        # overtaken in a batch has no message of its own: any message from before it brings it back.
+        later = [entry for entry in self.history if entry.seq > found.seq and entry.cause in (cause, OVERTAKEN)]
+        for effect in [effect for entry in (found, *later) for effect in effects_of(entry.seq, entry.changes)]:
             if not isinstance(effect, SendCommand):
                 self.it.notices.append(effect)
             else:
@@ -372,4 +376,4 @@ class _Judge:
         for command in sorted(unsent, key=lambda command: (command.step, command.action)):
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)
-                self._follow(self.plans.of(state), withdrawn, "overtaken")
+                self._follow(self.plans.of(state), withdrawn, OVERTAKEN)

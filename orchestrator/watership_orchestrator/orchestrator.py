@@ -34,6 +34,7 @@ from watership_orchestrator.dead_letters import DeadLetterIntake, DeadLetters
 from watership_orchestrator.engine import BatchResult, Engine
 from watership_orchestrator.inbox import Inbox
 from watership_orchestrator.judgement import Arrival
+from watership_orchestrator.newer import NewerSagas
 from watership_orchestrator.outbox import answer
 from watership_orchestrator.ports import Backing
 
@@ -68,6 +69,7 @@ class Orchestrator:
         self._inbox = Inbox()
         self._subscriptions: list[Subscription] = []
         self._aside = Tasks()
+        self._newer = NewerSagas(bus, self._dead_letters, self._aside, chance)
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.Task[None] | None = None
@@ -116,6 +118,7 @@ class Orchestrator:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
+        self._newer.close()
         await self._aside.wait()
         await self._bus.close()
         await self._backing.close()
@@ -147,8 +150,11 @@ class Orchestrator:
         again = [arrivals[id(arrival)][1] for arrival in result.again]
         open_ids.difference_update(id(arrival) for arrival in result.again)
         self._inbox.put_back(again, replies_queue=self._topology.queue_name("replies"))
+        if result.newer:
+            open_ids.difference_update(id(arrival) for arrival in result.newer)
+            self._newer.take([arrivals[id(arrival)] for arrival in result.newer])
         if result.redeliver:
-            await asyncio.sleep(REDELIVER_PAUSE_S)  # what could not be published, or is a newer orchestrator's
+            await asyncio.sleep(REDELIVER_PAUSE_S)  # what could not be published
         for arrival in result.redeliver:
             if id(arrival) in open_ids:
                 open_ids.discard(id(arrival))

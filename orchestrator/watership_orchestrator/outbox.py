@@ -12,7 +12,7 @@ from watership.bus.topology import Topology
 from watership.machine.effects import Effect, NotifyEnd, NotifyParked, NotifyStep, PublishEvent, SendCommand
 from watership.machine.nodes import FallbackPlan
 from watership.machine.plan import Plan
-from watership.machine.state import Action, SagaState
+from watership.machine.state import Action, Outcome, SagaState
 from watership.messages import (
     ErrorOnWire,
     SagaEnded,
@@ -112,6 +112,7 @@ def _command(
         timeout_ms=step.timeout_ms,
         context=state.context_for(command.step, command.action),
         breaker=breaker,
+        acted=state.steps[command.step].act.outcome is Outcome.DONE,
     )
     return body.addressed(
         topology.exchange,

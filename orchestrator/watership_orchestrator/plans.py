@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,8 +22,11 @@ from watership.errors import DefinitionError
 from watership.machine.plan import Plan
 from watership.machine.state import Status
 from watership.messages import HandlerOnWire, RegisterWorker
-from watership.saga.storage.schema import handler_table, plan_choice_table, plan_table, saga_table
+from watership.saga.storage.plan_records import standing_choices
+from watership.saga.storage.schema import handler_table, plan_table, saga_table
 from watership_orchestrator.judgement import Plans
+
+log = logging.getLogger("watership.orchestrator")
 
 NEWEST_FRESH_S = 1.0
 NEWEST_MAX = 10_000
@@ -89,11 +93,18 @@ class PlanCache(abc.ABC):
         for name in names:
             self._newest[name] = _Newest(None, now_s)
         for row in rows:
-            plan = self._by_hash.get(row.plan_hash)
-            if plan is None:
-                plan = self._by_hash[row.plan_hash] = Plan.from_data(codec.loads(row.plan))
+            plan = self._by_hash.get(row.plan_hash) or self._plan_of(row)
             if row.saga in names:
                 self._newest[row.saga] = _Newest(plan, now_s)
+
+    def _plan_of(self, row: PlanRow) -> Plan | None:
+        """None: a newer version's, whose sagas are left to it; a start is put off until one of its reapers looks."""
+        try:
+            plan = self._by_hash[row.plan_hash] = Plan.from_data(codec.loads(row.plan))
+        except DefinitionError as error:
+            log.warning("plan %s of saga %s cannot be read here: %s", row.plan_hash, row.saga, error)
+            return None
+        return plan
 
     def _trouble_with(self, plan: Plan, context: dict[str, Any]) -> str | None:
         return self._trouble(plan.hash, plan.context_schema, context)
@@ -166,13 +177,12 @@ class PlanBook(PlanCache):
         self._namespace = namespace
 
     async def _find(self, hashes: set[str], names: set[str]) -> Sequence[PlanRow]:
-        known, choice = plan_table.c, plan_choice_table.c
-        chosen = sa.and_(
-            choice.namespace == known.namespace, choice.saga == known.saga, choice.plan_hash == known.plan_hash
-        )
+        known, choices = plan_table.c, standing_choices(self._namespace)
+        choice = choices.c
+        chosen = sa.and_(choice.saga == known.saga, choice.plan_hash == known.plan_hash)
         query = (
             sa.select(known.plan_hash, known.saga, known.plan)
-            .outerjoin_from(plan_table, plan_choice_table, chosen)
+            .outerjoin_from(plan_table, choices, chosen)
             .where(known.namespace == self._namespace)
             .where(sa.or_(known.plan_hash.in_(hashes), known.saga.in_(names)))
             # The last one is what a start gets that names none: what an operator chose, else what was first registered

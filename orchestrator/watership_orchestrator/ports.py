@@ -29,6 +29,10 @@ class SagaBatch(Protocol):
     def broken(self) -> Mapping[uuid.UUID, Exception]:
         """Rows that `lock` locked and that cannot be read, and why."""
 
+    @property
+    def newer(self) -> Collection[uuid.UUID]:
+        """Rows that `lock` locked, and that a newer machine has written: they are not read, and left alone (law 8)."""
+
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """Locks what is free among ``ids``, and reads the clock after that."""
 
@@ -62,6 +66,12 @@ class SagaBatch(Protocol):
     async def history(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, list[LogEntry]]:
         """The whole logs of a few sagas."""
 
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """The same for rows that wait to be judged."""
+
     async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
         """Keeps signals for sagas that do not run (yet): once each, whatever how often they come."""
 
@@ -72,17 +82,18 @@ class SagaBatch(Protocol):
 class SagaStore(Protocol):
     """Batches for one namespace. See `watership_orchestrator.store.Store`."""
 
+    @property
+    def machine_version(self) -> int:
+        """What its rows are marked with; a saga of a higher one is left to a newer orchestrator (law 8)."""
+
     def batch(self) -> AbstractAsyncContextManager[SagaBatch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
 
-    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
-        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed."""
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
+        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """What these sagas (id, seq) owed is confirmed."""
-
-    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
-        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
 
     async def starts(self, limit: int) -> list[WaitingStart]:
         """Starts that clients wrote in transactions of their own, oldest first; what is backed off is left out."""
@@ -126,7 +137,7 @@ class PlanShelf(Protocol):
 
 
 class SagaReader(Protocol):
-    """The admin queue's verbs that change nothing. See `watership_orchestrator.admin.Admin`."""
+    """The admin queue's verbs that move no saga. See `watership_orchestrator.admin.Admin`."""
 
     async def read(self, request: AdminRequest) -> AdminAnswer:
         """Answers one of them."""

@@ -83,7 +83,7 @@ OWE = sa.text(
     "UPDATE watership_saga s SET owed = true, owed_reason = u.reason, "
     "wake_at_ms = LEAST(COALESCE(s.wake_at_ms, u.wake_at_ms), u.wake_at_ms) "
     "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[]), CAST(:reason AS text[]), CAST(:wake_at_ms AS bigint[])) "
-    "AS u(saga_id, seq, reason, wake_at_ms) WHERE s.saga_id = u.saga_id AND s.seq = u.seq"
+    "AS u(saga_id, seq, reason, wake_at_ms) WHERE s.saga_id = u.saga_id AND s.seq = u.seq RETURNING s.saga_id"
 )
 SETTLE = sa.text(
     "UPDATE watership_saga s SET owed = false, owed_reason = NULL, wake_at_ms = s.due_at_ms "

@@ -80,17 +80,22 @@ class LedgerLine:
 class Batch:
     """One transaction over many sagas."""
 
-    def __init__(self, connection: AsyncConnection, namespace: str) -> None:
+    def __init__(self, connection: AsyncConnection, namespace: str, machine_version: int) -> None:
         self._connection = connection
         self._namespace = namespace
+        self._version = machine_version
         self.now_ms = 0
         self.broken: dict[uuid.UUID, Exception] = {}  # rows that `lock` locked and that cannot be read, and why
+        self.newer: set[uuid.UUID] = set()  # rows of a newer machine: locked, not read, and to be left alone (law 8)
 
     async def _run(self, statement: sa.TextClause, **values: Any) -> sa.CursorResult[Any]:
         return await self._connection.execute(statement, values)
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
-        """Locks what is free among ``ids``, and reads the clock after that. What cannot be read is in `broken`."""
+        """Locks what is free among ``ids``, and reads the clock after that.
+
+        What cannot be read is in `broken`, what a newer machine has written in `newer`.
+        """
         found = (await self._run(sql.LOCK, ids=sorted(ids))).mappings().all()
         rows = [row for row in found if row["namespace"] == self._namespace and row["driver"] == "orchestrator"]
         if rows:
@@ -99,6 +104,9 @@ class Batch:
             self.now_ms = (await self._run(sql.CLOCK)).scalar_one()
         found_sagas: dict[uuid.UUID, StoredSaga] = {}
         for row in rows:
+            if row["machine_version"] > self._version:
+                self.newer.add(row["saga_id"])
+                continue
             try:
                 found_sagas[row["saga_id"]] = stored_saga(dict(row))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's alone
@@ -114,7 +122,7 @@ class Batch:
 
     async def due(self, limit: int) -> list[uuid.UUID]:
         """What must be looked at now, oldest first; what somebody is at is passed over."""
-        rows = await self._run(sql.DUE, namespace=self._namespace, limit=limit, version=MACHINE_VERSION)
+        rows = await self._run(sql.DUE, namespace=self._namespace, limit=limit, version=self._version)
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
@@ -129,7 +137,7 @@ class Batch:
             traceparent=[row.traceparent for row in rows],
             owed_reason=[row.owed_reason for row in rows],
             namespace=self._namespace,
-            version=MACHINE_VERSION,
+            version=self._version,
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
         )
@@ -143,7 +151,7 @@ class Batch:
         values.update(
             owed_reason=[row.owed_reason for row in rows],
             looked=[row.looked for row in rows],
-            version=MACHINE_VERSION,
+            version=self._version,
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
         )
@@ -181,6 +189,15 @@ class Batch:
             found[row.saga_id].append(entry)
         return found
 
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
+        if ids:
+            await self._run(sql.BACK_OFF, ids=sorted(ids), at_least_ms=at_least_ms, at_most_ms=at_most_ms)
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """The same for rows that wait to be judged."""
+        await waiting.back_off(self._connection, self._namespace, rows)
+
     async def tombstones(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
         """What sagas among ``ids`` left when they were pruned, whosever they were."""
         if not ids:
@@ -208,20 +225,21 @@ class Batch:
 
 
 class Store:
-    """Batches on one engine, for one namespace."""
+    """Batches on one engine, for one namespace. ``machine_version``: what its rows are marked with (law 8)."""
 
-    def __init__(self, engine: AsyncEngine, namespace: str) -> None:
+    def __init__(self, engine: AsyncEngine, namespace: str, *, machine_version: int = MACHINE_VERSION) -> None:
         self.engine = engine
         self.namespace = namespace
+        self.machine_version = machine_version
 
     @asynccontextmanager
     async def batch(self) -> AsyncIterator[Batch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
         async with self.engine.begin() as connection:
-            yield Batch(connection, self.namespace)
+            yield Batch(connection, self.namespace, self.machine_version)
 
-    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
-        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed."""
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
+        """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""
         async with self.engine.begin() as connection:
             now_ms = (await connection.execute(sql.CLOCK)).scalar_one()
             values = {
@@ -230,20 +248,13 @@ class Store:
                 "reason": [line[2] for line in lines],
                 "wake_at_ms": [now_ms + wake_in_ms] * len(lines),
             }
-            await connection.execute(sql.OWE, values)
+            return set((await connection.execute(sql.OWE, values)).scalars())
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """What these sagas (id, seq) owed is confirmed."""
         async with self.engine.begin() as connection:
             values = {"saga_id": [line[0] for line in lines], "seq": [line[1] for line in lines]}
             await connection.execute(sql.SETTLE, values)
-
-    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
-        """Looks at these again only later, each failure twice as much later: what fails must starve no other."""
-        async with self.engine.begin() as connection:
-            await connection.execute(
-                sql.BACK_OFF, {"ids": sorted(ids), "at_least_ms": at_least_ms, "at_most_ms": at_most_ms}
-            )
 
     # --- rows that wait to be judged
 

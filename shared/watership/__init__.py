@@ -6,7 +6,11 @@ In this process on SQLite, Postgres or memory; or distributed, over RabbitMQ and
 from typing import TYPE_CHECKING, Any
 
 from watership.adapters.circuit_breaker import AioBreakerAdapter
+from watership.barrier import barrier, prune_barrier
 from watership.errors import (
+    ActRefused,
+    AlreadyHandled,
+    BarrierMisused,
     BrokerUnavailable,
     ConfigurationError,
     DefinitionError,
@@ -52,12 +56,17 @@ from watership.saga.step import (
 from watership.saga.storage.memory import MemorySagaStorage
 
 if TYPE_CHECKING:
+    from watership.barrier_table import BarrierBase
     from watership.saga.storage.sqlalchemy import Base, SqlAlchemySagaStorage
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActRefused",
     "AioBreakerAdapter",
+    "AlreadyHandled",
+    "BarrierBase",
+    "BarrierMisused",
     "Base",
     "BrokerUnavailable",
     "ConfigurationError",
@@ -100,8 +109,10 @@ __all__ = [
     "Verified",
     "Wait",
     "WatershipError",
+    "barrier",
     "bootstrap",
     "current_step",
+    "prune_barrier",
     "recover_saga",
 ]
 
@@ -112,4 +123,8 @@ def __getattr__(name: str) -> Any:
         from watership.saga.storage import sqlalchemy
 
         return getattr(sqlalchemy, name)
+    if name == "BarrierBase":
+        from watership import barrier_table
+
+        return barrier_table.BarrierBase
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

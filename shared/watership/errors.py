@@ -21,16 +21,20 @@
     ├── BrokerUnavailable          RabbitMQ cannot be reached, or refuses us
     ├── StoreUnavailable           the database cannot be reached, or refuses us
     ├── OperationRefused           an operator's verb does not fit where the saga stands
+    ├── BarrierMisused             a handler's transaction and its barrier do not fit together
     └── StepError                  a business failure with a stable code: subclass it, raise it from a step
         ├── OutcomeUnknown         the step may have had its effect: raise it when you cannot know
+        ├── ActRefused             an act came after its compensation: the barrier kept it out, it had no effect
         └── StepFailed             a failure that arrived over the wire, of no registered StepError
 
 Every class has a stable ``code``: what goes over the wire and into ``--json``, never a Python class name.
+
+`AlreadyHandled` stands beside the tree: it is a `BaseException`, and no error. A barrier leaves a handler by it.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 _STEP_ERRORS: dict[str, type[StepError]] = {}
 
@@ -161,6 +165,12 @@ class OperationRefused(WatershipError):
     code = "operation_refused"
 
 
+class BarrierMisused(WatershipError, RuntimeError):
+    """A handler's transaction and its barrier do not fit together. The message says how, and what to write instead."""
+
+    code = "barrier_misused"
+
+
 class StepError(WatershipError):
     """A business failure. Subclass it with a ``code`` of your own and raise it from ``act``.
 
@@ -187,6 +197,12 @@ class OutcomeUnknown(StepError):
     code = "outcome_unknown"
 
 
+class ActRefused(StepError):
+    """An act came after its compensation, and the barrier kept it out: no run of it had an effect that stands."""
+
+    code = "act_refused"
+
+
 class StepFailed(StepError):
     """A step failed in another process, with an error whose code no `StepError` of this process has."""
 
@@ -196,6 +212,27 @@ class StepFailed(StepError):
         self.code = code  # type: ignore[misc]  # the instance tells the code that came over the wire
         self.type_name, self.message = type_name, message
         super().__init__(f"{type_name}: {message}" if message else type_name)
+
+
+class AlreadyHandled(BaseException):
+    """A barrier's way out of a handler that must not run: what is answered instead was decided by an earlier run.
+
+    A `BaseException`, so that a handler's ``except Exception`` does not take it for a failure of its own. Let it pass.
+    ``outcome``: done, failed or unknown. ``patch`` and ``response`` are JSON data, as they were stored; ``error`` says why
+    where the outcome is not done. ``certain``: the outcome speaks for every run of this action, not for one alone.
+    """
+
+    def __init__(
+        self,
+        outcome: str,
+        *,
+        patch: dict[str, Any] | None = None,
+        response: Any = None,
+        error: WatershipError | None = None,
+        certain: bool = False,
+    ) -> None:
+        self.outcome, self.patch, self.response, self.error, self.certain = outcome, patch, response, error, certain
+        super().__init__(f"already handled: {outcome}")
 
 
 def step_error_for(code: str, type_name: str, message: str) -> StepError:
@@ -218,3 +255,23 @@ def error_lineage(error: type[BaseException]) -> tuple[str, ...]:
     """The names of the class and of those that it derives from, most specific first, up to ``Exception``."""
     classes = [cls for cls in error.__mro__ if issubclass(cls, Exception) and cls is not WatershipError]
     return tuple(dict.fromkeys(error_code(cls) for cls in classes))
+
+
+_TOLD = {
+    cls.code: cls
+    for cls in (
+        SagaConflict,
+        SagaNotFound,
+        SagaPruned,
+        SignalRefused,
+        InvalidPayload,
+        OperationRefused,
+        StartRejected,
+        StoreUnavailable,
+    )
+}
+
+
+def error_told(code: str | None, words: str, otherwise: type[WatershipError] = WatershipError) -> WatershipError:
+    """The error that another process told by its code."""
+    return _TOLD.get(code or "", otherwise)(words)

@@ -17,13 +17,24 @@ import pydantic
 from watership import codec
 from watership.adapters.circuit_breaker import CircuitBreaker
 from watership.chance import SYSTEM_CHANCE, new_token
-from watership.container import Container
-from watership.errors import InvalidPayload, LimitExceeded, OutcomeUnknown, error_code, error_lineage
+from watership.container import Container, Scope
+from watership.errors import (
+    AlreadyHandled,
+    BarrierMisused,
+    ConfigurationError,
+    InvalidPayload,
+    LimitExceeded,
+    OutcomeUnknown,
+    error_code,
+    error_lineage,
+)
+from watership.machine.events import StepReplied
 from watership.machine.state import Action, Failure, Outcome
 from watership.response import Response
 from watership.saga.compile import Step
-from watership.saga.models import Shape, patch_between, shape_of
-from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current
+from watership.saga.models import shape_of
+from watership.saga.run import HandlerRun, _run, response_from_data
+from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current, declared_types
 
 ERROR_MESSAGE_MAX = 2_000
 CODE_MAX = 200
@@ -33,7 +44,10 @@ RETRY_AFTER_S_MAX = 604_800
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Command:
-    """One action of one step, as a worker is told it. ``context`` is the saga's whole context, JSON data."""
+    """One action of one step, as a worker is told it. ``context`` is the saga's whole context, JSON data.
+
+    ``acted``: the saga's log has the step's act as done, so that what it changed is in ``context``.
+    """
 
     saga_id: uuid.UUID
     saga: str
@@ -43,13 +57,16 @@ class Command:
     idempotency_key: str
     context: Mapping[str, Any]
     timeout_ms: int
+    generation: int = 1
+    acted: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hands:
     """What a command is run with: the handler's class, how its context is made, its breaker.
 
-    ``build_context`` None: by the context class, which is ``context_type``.
+    ``build_context`` None: by the context class, which is ``context_type``. ``barrier``: the type of the session, from the
+    command's scope, in whose transaction the handler runs behind the barrier; None: the handler sees to that itself.
     """
 
     handler: Step
@@ -57,12 +74,30 @@ class Hands:
     container: Container
     breaker: CircuitBreaker | None = None
     build_context: Callable[[dict[str, Any]], Any] | None = None
+    barrier: type[Any] | None = None
+
+
+def checked_barrier(barrier: type[Any] | None, di_container: object | None) -> type[Any] | None:
+    """The session's type, where it can be had. Raises `ConfigurationError` if nothing could make one."""
+    if barrier is None:
+        return None
+    if not isinstance(barrier, type):
+        raise ConfigurationError(
+            f"barrier is a {type(barrier).__name__}; pass the session's type: barrier=AsyncSession"
+        )
+    if di_container is None:
+        raise ConfigurationError(
+            f"barrier={barrier.__name__} needs di_container: the handler and the barrier share the {barrier.__name__} that "
+            f"it makes for each command"
+        )
+    return barrier
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Execution:
     """What one run came to. ``error`` and ``result`` are this process's objects; the rest can go over the wire.
 
+    ``certain``: a barrier vouches that the outcome holds for every run of this action, whatever was delivered twice.
     ``misfit``: the context no longer fits the handler's class, and nothing ran.
     """
 
@@ -73,62 +108,100 @@ class Execution:
     failure: Failure | None = None
     error: Exception | None = None
     result: SagaStepResult[Any, Any] | None = None
+    certain: bool = False
     events: tuple[dict[str, Any], ...] = ()
     misfit: str | None = None
+
+    def event(self, step: str, action: Action, attempt: int) -> StepReplied:
+        """The run as the machine hears of it, in the process that it was in."""
+        return StepReplied(
+            step,
+            action,
+            attempt,
+            self.run,
+            self.outcome,
+            self.patch,
+            self.response,
+            self.failure,
+            certain=self.certain,
+            events=self.events,
+        )
 
 
 async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM_CHANCE) -> Execution:
     """Runs the command once. Raises only what is not an `Exception`: a real cancellation, an exit."""
     run = new_token(chance)
-    token = _current.set(
-        StepRun(
-            command.saga_id,
-            command.saga,
-            command.step,
-            command.action.value,
-            command.attempt,
-            command.idempotency_key,
-        )
+    step = StepRun(
+        command.saga_id,
+        command.saga,
+        command.step,
+        command.action.value,
+        command.attempt,
+        command.idempotency_key,
+        command.generation,
     )
+    token = _current.set(step)
     try:
-        return await _execute(run, command, hands)
+        return await _execute(run, step, command, hands)
     except Exception as error:  # noqa: BLE001 - whatever is left: without an outcome, a command is never acknowledged
         return _failed(run, command, error, Outcome.UNKNOWN)
     finally:
         _current.reset(token)
 
 
-async def _execute(run: str, command: Command, hands: Hands) -> Execution:
+async def _execute(run: str, step: StepRun, command: Command, hands: Hands) -> Execution:
     try:
         context = _build_context(command, hands)
         shape = shape_of(type(context))
-        before = shape.dump(context)
+        inside = HandlerRun(step, context, shape, shape.dump(context), command.context, command.acted)
     except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet
         return _misfit(run, command, hands, error)
+    token = _run.set(inside)
     try:
-        value = await _run_handler(command, hands, context)
+        value = await _run_handler(command, hands, inside)
     except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
-        unknown = command.action is Action.VERIFY or _may_have_acted(error, hands)
+        if inside.handled is not None:
+            return _already_handled(run, command, hands.handler, inside.handled)
+        unknown = command.action is Action.VERIFY or _may_have_acted(error, inside, hands)
         outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
-        patch = _patch_if_possible(command, shape, before, context) if outcome is Outcome.UNKNOWN else None
+        patch = _patch_if_possible(inside) if outcome is Outcome.UNKNOWN else None
         return _failed(run, command, error, outcome, patch)
-    # From here the handler has run: whatever is wrong with what it left behind, it may have had its effect.
-    patch = None
+    finally:
+        _run.reset(token)
+    if inside.handled is not None:
+        return _already_handled(run, command, hands.handler, inside.handled)
+    return _ended(run, command, hands.handler, inside, value)
+
+
+def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value: Any) -> Execution:
+    """The handler returned: whatever is wrong with what it left behind, it may have had its effect."""
+    block = inside.block
+    if block is not None and block.rolled_back and not block.committing:
+        error = BarrierMisused(
+            f"{inside.where}: the handler returned, but the transaction of its barrier was rolled back, not committed; "
+            f"commit after the block: async with session.begin(), barrier(session): ..."
+        )
+        return _failed(run, command, error, Outcome.FAILED)
     try:
-        patch = _checked_patch(command, shape, before, context)
+        patch = inside.patch()
+        if block is not None and block.ended and patch != block.patch:
+            names = {*patch, *block.patch}
+            changed = sorted(name for name in names if patch.get(name) != block.patch.get(name)) or sorted(names)
+            raise BarrierMisused(
+                f"{inside.where}: the context was changed after the barrier's block ({', '.join(changed)}), and a "
+                f"duplicate would not know of it; change the context inside the block"
+            )
         if command.action is Action.VERIFY:
             return Execution(run, _found(command, value), patch or None)
-        result = _result_of(command, hands.handler, value)
-        response = _response_to_data(command, result)
+        result = _result_of(command, handler, value)
         events = _events_to_data(command, result)
-    except (InvalidPayload, LimitExceeded, TypeError) as error:
-        return _failed(run, command, error, Outcome.UNKNOWN, patch)
+        if block is not None and block.answers:
+            result, response = dataclasses.replace(result, response=block.answer), block.response
+        else:
+            response = inside.response_data(result.response)
+    except (BarrierMisused, InvalidPayload, LimitExceeded, TypeError) as error:
+        return _failed(run, command, error, Outcome.UNKNOWN, _patch_if_possible(inside))
     return Execution(run, Outcome.DONE, patch or None, response, result=result, events=events)
-
-
-def _may_have_acted(error: Exception, hands: Hands) -> bool:
-    """An exception says that the step had no effect, but for those that say that nobody knows."""
-    return isinstance(error, (OutcomeUnknown, TimeoutError, *hands.handler.unknown_errors))
 
 
 def _found(command: Command, value: object) -> Outcome:
@@ -143,19 +216,40 @@ def _found(command: Command, value: object) -> Outcome:
     return Outcome.FAILED if value is Verified.NOT_DONE else Outcome.UNKNOWN
 
 
+def _may_have_acted(error: Exception, inside: HandlerRun, hands: Hands) -> bool:
+    """An exception says that the step had no effect, but for those that say that nobody knows."""
+    # A commit that was begun may have taken place, whatever was raised by it or after it.
+    in_doubt = inside.block is not None and inside.block.ended and inside.block.committing
+    return in_doubt or isinstance(error, (OutcomeUnknown, TimeoutError, *hands.handler.unknown_errors))
+
+
+def _already_handled(run: str, command: Command, handler: Step, handled: AlreadyHandled) -> Execution:
+    """The answer that an earlier run of the same action left behind the barrier."""
+    outcome = Outcome(handled.outcome)
+    if handled.error is not None:
+        refused = _failed(run, command, handled.error, outcome, handled.patch)
+        return dataclasses.replace(refused, certain=handled.certain)
+    response = response_from_data(declared_types(handler)[1], handled.response)
+    result = SagaStepResult(response=response, step_type=handler, saga_id=command.saga_id)
+    return Execution(run, outcome, handled.patch, handled.response, result=result, certain=handled.certain)
+
+
 def _build_context(command: Command, hands: Hands) -> Any:
     if hands.build_context is not None:
         return hands.build_context(dict(command.context))
     return shape_of(hands.context_type).load(command.context)
 
 
-async def _run_handler(command: Command, hands: Hands, context: Any) -> Any:
+async def _run_handler(command: Command, hands: Hands, inside: HandlerRun) -> Any:
     async def run() -> Any:
         async with asyncio.timeout(command.timeout_ms / 1000) as limit:
             try:
                 async with hands.container.scope() as scope:
-                    handler = await scope.resolve(hands.handler)
-                    return await _method(handler, command.action)(context)
+                    return await _call(command, hands, inside, scope)
+            except (AlreadyHandled, BaseExceptionGroup):  # a group: the handler has a TaskGroup around its barrier
+                if inside.handled is None:
+                    raise
+                return None
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if limit.expired() or limit.when() is None or (task is not None and task.cancelling()):
@@ -176,25 +270,42 @@ async def _run_handler(command: Command, hands: Hands, context: Any) -> Any:
         raise
 
 
+async def _call(command: Command, hands: Hands, inside: HandlerRun, scope: Scope) -> Any:
+    handler = await scope.resolve(hands.handler)
+    method = _method(handler, command.action)
+    if hands.barrier is None or command.action is Action.VERIFY:
+        return await method(inside.context)
+    from watership.barrier import run_behind  # with SQLAlchemy, which not every process needs
+
+    async def answered() -> Any:
+        value = await method(inside.context)
+        return value, _result_of(command, hands.handler, value).response
+
+    return await run_behind(await _session_of(scope, hands.barrier), answered)
+
+
 def _method(handler: SagaStepHandler[Any, Any], action: Action) -> Callable[[Any], Awaitable[Any]]:
     if action is Action.ACT:
         return handler.act
     return handler.compensate if action is Action.COMPENSATE else handler.verify
 
 
-def _checked_patch(command: Command, shape: Shape[Any], before: dict[str, Any], context: Any) -> dict[str, Any]:
-    patch = patch_between(before, shape.dump(context))
-    if patch:
-        whole = {**command.context, **patch}
-        codec.encode_context(whole, what=f"saga {command.saga_id}, step {command.step}: the context")
-    return patch
+async def _session_of(scope: Scope, kind: type[Any]) -> Any:
+    """The session of a command's scope. Raises `ConfigurationError` if the handler would get another one."""
+    session = await scope.resolve(kind)
+    if session is not await scope.resolve(kind):
+        raise ConfigurationError(
+            f"barrier={kind.__name__}: the container makes a new one each time that it is asked for one, so a handler's "
+            f"changes would not be in the barrier's transaction; bind it in the scope of a command"
+        )
+    return session
 
 
-def _patch_if_possible(
-    command: Command, shape: Shape[Any], before: dict[str, Any], context: Any
-) -> dict[str, Any] | None:
+def _patch_if_possible(inside: HandlerRun) -> dict[str, Any] | None:
+    if inside.block is not None and inside.block.ended:
+        return inside.block.patch or None
     try:
-        return _checked_patch(command, shape, before, context) or None
+        return inside.patch() or None
     except (InvalidPayload, LimitExceeded):
         return None
 
@@ -210,53 +321,18 @@ def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[An
     )
 
 
-def _response_to_data(command: Command, result: SagaStepResult[Any, Any]) -> Any:
-    response = result.response
-    if response is None:
-        return None
-    if isinstance(response, pydantic.BaseModel):
-        data: Any = response.model_dump(mode="json")
-    else:
-        try:
-            data = _adapter_of(type(response)).dump_python(response, mode="json")
-        except (pydantic.errors.PydanticUserError, ValueError, TypeError) as error:
-            raise TypeError(f"the response of step {command.step} cannot be written as JSON: {error}") from error
-    codec.encode_response(data, what=f"saga {command.saga_id}, step {command.step}: the response")
-    return data
-
-
 def _events_to_data(command: Command, result: SagaStepResult[Any, Any]) -> tuple[dict[str, Any], ...]:
     if not result.events:
         return ()
+    what = f"saga {command.saga_id}, step {command.step}"
     if len(result.events) > EVENTS_MAX:
-        what = f"saga {command.saga_id}, step {command.step}: its events"
-        raise LimitExceeded(what, value=len(result.events), limit=EVENTS_MAX)
+        raise LimitExceeded(f"{what}: its events", value=len(result.events), limit=EVENTS_MAX)
     found = []
     for event in result.events:
         data = event.data.model_dump(mode="json") if isinstance(event.data, pydantic.BaseModel) else event.data
-        codec.encode_response(data, what=f"saga {command.saga_id}, step {command.step}: the event {event.name}")
+        codec.encode_response(data, what=f"{what}: the event {event.name}")
         found.append({"name": event.name, "data": data})
     return tuple(found)
-
-
-_adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}
-
-
-def _adapter_of(cls: Any) -> pydantic.TypeAdapter[Any]:
-    adapter = _adapters.get(cls)
-    if adapter is None:
-        adapter = _adapters[cls] = pydantic.TypeAdapter(cls)
-    return adapter
-
-
-def response_from_data(declared: Any, data: Any) -> Any:
-    """A response from the wire, as the handler's declared type; as JSON data where that does not say or not fit."""
-    if data is None or declared is Any or declared is None or declared is Response:
-        return Response() if declared is Response and data == {} else data
-    try:
-        return _adapter_of(declared).validate_python(data)
-    except pydantic.ValidationError:
-        return data
 
 
 def _misfit(run: str, command: Command, hands: Hands, error: Exception) -> Execution:

@@ -81,7 +81,10 @@ class StartSaga(WireMessage):
 
 
 class StepCommand(WireMessage):
-    """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait."""
+    """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait.
+
+    ``acted``: the saga's log has the step's act as done, so that what it changed is in ``context``.
+    """
 
     kind: ClassVar[str] = "step-command"
     saga: Name
@@ -94,6 +97,7 @@ class StepCommand(WireMessage):
     timeout_ms: Count
     context: JsonObject
     breaker: JsonObject | None = None
+    acted: bool = False
 
 
 class ErrorOnWire(pydantic.BaseModel):
@@ -145,8 +149,8 @@ class EventOnWire(pydantic.BaseModel):
 class StepReply(WireMessage):
     """Worker → ``replies``: what one run came to. ``run`` names the run; ``redelivered`` repeats the command's flag.
 
-    Of a ``verify``: done, failed (the act had no effect) or unknown. ``certain``: a barrier says that no other run of
-    it had an effect.
+    Of a ``verify``: done, failed (the act had no effect) or unknown. ``certain``: the outcome holds for every run of this
+    action, however often it was delivered. Only a barrier can know.
     """
 
     kind: ClassVar[str] = "step-reply"
@@ -278,12 +282,15 @@ class AdminVerb(StrEnum):
     DEAD_SHOW = "dead-show"
     DEAD_REQUEUE = "dead-requeue"
     DEAD_DISCARD = "dead-discard"
+    PLANS_LIST = "plans-list"
+    PLANS_SHOW = "plans-show"
+    PLANS_USE = "plans-use"
 
 
 class AdminRequest(WireMessage):
     """Operator → ``admin``. ``seq``: the newest log entry that its author saw; the verb is refused if the saga moved.
 
-    ``everything``: of a list, what is settled too.
+    ``everything``: of a list, what is settled too. ``saga``: a saga's name. ``plan``: a plan's hash, or its beginning.
     """
 
     kind: ClassVar[str] = "admin-request"
@@ -297,6 +304,8 @@ class AdminRequest(WireMessage):
     parked: bool | None = None
     letter_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     everything: bool = False
+    saga: Name | None = None
+    plan: Annotated[str, Field(max_length=32)] | None = None
 
 
 class AdminAnswer(WireMessage):

@@ -24,14 +24,11 @@ from watership.errors import (
     BrokerUnavailable,
     InvalidPayload,
     LimitExceeded,
-    OperationRefused,
-    SagaConflict,
     SagaNotFound,
-    SagaPruned,
     SignalRefused,
     StartRejected,
-    StoreUnavailable,
     WatershipError,
+    error_told,
 )
 from watership.listening import Listening, end_of, tell
 from watership.machine.plan import Plan
@@ -66,21 +63,14 @@ SILENCE_S = 5.0
 LOOK_EVERY_S = 1.0
 LOOKS_AT_ONCE_MAX = 20
 FIND_EVERY_S = 0.25
-MOVING_VERBS = (AdminVerb.RETRY, AdminVerb.COMPENSATE, AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD)
+MOVING_VERBS = (
+    AdminVerb.RETRY,
+    AdminVerb.COMPENSATE,
+    AdminVerb.DEAD_REQUEUE,
+    AdminVerb.DEAD_DISCARD,
+    AdminVerb.PLANS_USE,
+)
 REPLIES_PREFETCH = 2_000
-
-_ERRORS: dict[str, type[WatershipError]] = {
-    cls.code: cls
-    for cls in (
-        SagaConflict,
-        SagaNotFound,
-        SagaPruned,
-        InvalidPayload,
-        OperationRefused,
-        StartRejected,
-        StoreUnavailable,
-    )
-}
 
 
 class Wire:
@@ -245,7 +235,7 @@ class Wire:
             refused = message.saga_id or _saga_id(delivery.correlation_id)
             listening = self._sagas.pop(refused, None) if refused is not None else None
             if listening is not None:
-                listening.watch.failed(_ERRORS.get(message.code, StartRejected)(message.reason))
+                listening.watch.failed(error_told(message.code, message.reason, StartRejected))
 
     def _on_progress(self, message: SagaProgress) -> None:
         listening = self._sagas.get(message.saga_id)
@@ -351,7 +341,7 @@ class Wire:
             )
         assert isinstance(answered, AdminAnswer)
         if answered.error is not None:
-            raise _ERRORS.get(answered.code or "", WatershipError)(answered.error)
+            raise error_told(answered.code, answered.error)
         return answered.data
 
     async def signal(self, signal: EarlySignal) -> None:
@@ -360,7 +350,7 @@ class Wire:
         body = Signal(saga_id=signal.saga_id, name=signal.name, signal_id=signal.signal_id, data=signal.data)
         answered = await self._question(body, "control", f"signal:{signal.signal_id}", f"the signal {signal.name}")
         if isinstance(answered, SignalAnswer) and answered.refused is not None:
-            raise _ERRORS.get(answered.code or "", SignalRefused)(answered.refused)
+            raise error_told(answered.code, answered.refused, SignalRefused)
 
     async def _question(
         self, body: WireMessage, key: str, message_id: str, what: str, expiration_ms: int | None = None

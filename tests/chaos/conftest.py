@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.chaos import books, steps
 from tests.chaos.ground import GivenGround, Ground, PrivateGround, private_ground, run_sql, why_not_private
@@ -22,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: HERE in item.path.parents)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def guardian() -> Iterator[Guardian]:
     """Whoever ends what this process starts, however this process ends."""
     found = Guardian()
@@ -30,9 +31,9 @@ def guardian() -> Iterator[Guardian]:
     found.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def private(guardian: Guardian) -> AsyncIterator[PrivateGround]:
-    """Private servers; skips, with the reason, where there can be none."""
+    """Private servers for all tests of a file; skips, with the reason, where there can be none."""
     if refusal := why_not_private():
         pytest.skip(f"no private servers on this host: {refusal}")
     async with private_ground(guardian, small_disk=False) as ground:

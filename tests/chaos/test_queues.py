@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import docker  # type: ignore[import-untyped]
 import pika
@@ -19,8 +19,7 @@ from testcontainers.core.container import DockerContainer
 from watership import Response, Saga, SagaContext, SagaMap, SagaStepHandler
 from watership_worker import Worker
 
-from tests.chaos.ground import POLICIES, PrivateGround, private_ground, why_not_private
-from tests.chaos.guardian import Guardian
+from tests.chaos.ground import POLICIES, PrivateGround
 from tests.support.docker_servers import IMAGES
 from tests.support.endpoints import RABBITMQ, wait_until_answering
 from tests.support.proxy import Proxy
@@ -96,19 +95,6 @@ async def look_until_completed(system: Running, sagas: list[uuid.UUID]) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest.fixture(params=["installed", "docker"])
-async def broker_with_our_limits(request: pytest.FixtureRequest, guardian: Guardian) -> AsyncIterator[str]:
-    """The broker of the packages, and RabbitMQ 4, which counts deliveries and has a limit of 20 of its own."""
-    if request.param == "docker":
-        with rabbitmq_4() as url:
-            yield url
-    elif refusal := why_not_private():
-        pytest.skip(f"no private servers on this host: {refusal}")
-    else:
-        async with private_ground(guardian, small_disk=False) as ground:
-            yield ground.broker_url
-
-
 @contextlib.contextmanager
 def rabbitmq_4() -> Iterator[str]:
     try:
@@ -129,8 +115,18 @@ def rabbitmq_4() -> Iterator[str]:
         yield url
 
 
-async def test_a_start_and_a_reply_survive_a_hundred_cuts(broker_with_our_limits: str, database_url: str) -> None:
-    url, namespace = broker_with_our_limits, "cuts"
+async def test_a_start_and_a_reply_survive_a_hundred_cuts(private: PrivateGround, database_url: str) -> None:
+    await survive_cuts(private.broker_url, database_url)
+
+
+async def test_a_start_and_a_reply_survive_a_hundred_cuts_on_rabbitmq_4(database_url: str) -> None:
+    """It counts deliveries, and has a limit of 20 of its own."""
+    with rabbitmq_4() as url:
+        await survive_cuts(url, database_url)
+
+
+async def survive_cuts(url: str, database_url: str, namespace: str = "cuts") -> None:
+    """On a broker with our limits, from a start to its saga's end."""
     async with running(url, database_url, namespace) as system:
         await system.orchestrator()  # it makes the queues, and stops
         await system.worker(Worker(sagas_mapper=sagas))

@@ -103,6 +103,17 @@ async def test_it_starts_if_its_caller_commits_and_never_if_it_rolls_back(
     assert await drivers.recover_once() == []
 
 
+async def test_the_right_to_insert_is_all_that_it_takes(mediator: SagaMediator, engine: AsyncEngine) -> None:
+    statements: list[str] = []
+    sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    async with engine.connect() as connection:
+        await mediator.start(Note("a"), session=connection)
+    (statement,) = [text for text in statements if "watership" in text]
+    assert statement.startswith("INSERT INTO watership_start ")
+    assert "RETURNING" not in statement
+    assert "SELECT" not in statement.replace("julianday", "")
+
+
 async def test_the_same_start_twice_is_one_saga_and_another_input_is_in_the_ledger(
     mediator: SagaMediator, drivers: Drivers, engine: AsyncEngine, sql_storage: SqlAlchemySagaStorage
 ) -> None:

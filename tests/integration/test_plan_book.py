@@ -47,11 +47,27 @@ async def test_a_foreign_start_gets_the_plan_that_was_chosen_else_the_newest(dat
         await execute(database, "UPDATE watership_plan SET registered_at_ms = registered_at_ms - 1000")
     await PlanBook(database, "two").register(RegisterWorker(worker="w", plans=(first.to_data(),)))
     assert await newest(database) == second.hash
-    choose = "INSERT INTO watership_plan_choice VALUES (:namespace, 'Order', :plan_hash, 1, 'ada')"
+    choose = (
+        "INSERT INTO watership_plan_choice (namespace, saga, plan_hash, chosen_at_ms, actor, reason) "
+        "VALUES (:namespace, 'Order', :plan_hash, 1, 'ada', 'why')"
+    )
     await execute(database, choose, namespace="two", plan_hash=second.hash)
     assert await newest(database) == second.hash
     await execute(database, choose, namespace="one", plan_hash=first.hash)
     assert await newest(database) == first.hash
     assert await newest(database, "two") == first.hash, "a chosen plan that nobody registered is none"
-    await execute(database, "DELETE FROM watership_plan_choice")
-    assert await newest(database) == second.hash
+    await execute(database, choose, namespace="one", plan_hash=second.hash)
+    assert await newest(database) == second.hash, "the newest choice stands"
+    await execute(database, choose, namespace="one", plan_hash=first.hash)
+    await execute(database, choose, namespace="one", plan_hash=None)
+    assert await newest(database) == second.hash, "a choice that was taken back is none"
+
+
+async def test_a_plan_that_a_newer_version_wrote_is_no_plan_here(database: AsyncEngine) -> None:
+    """It must not take the batch down with it: what is started on it waits, and a newer version's reaper takes it up."""
+    plan = order_plan("A")
+    await PlanBook(database, "one").register(RegisterWorker(worker="w", plans=(plan.to_data(),)))
+    await execute(database, 'UPDATE watership_plan SET plan = replace(plan, \'"kind":"step"\', \'"kind":"dance"\')')
+    plans = await PlanBook(database, "one").get([plan.hash], ["Order"])
+    assert plan.hash not in plans.by_hash
+    assert "Order" not in plans.newest

@@ -101,7 +101,7 @@ inline run_behind_barrier(me, k, s) {
         act_row[s] = 1; empty_row[s] = 1; undo_row[s] = C_GENERATION(serving[me]);
         d_step { in_place[s] = 0; undone[s] = 1 };
         answer(me, DONE, C_IS_REDELIVERED(serving[me]))
-    :: !IS_ACT(k) && act_row[s] && (empty_row[s] || UNDO_IS_RECORDED(s, C_GENERATION(serving[me]))) ->
+    :: !IS_ACT(k) && act_row[s] && (empty_row[s] || (UNDO_IS_RECORDED(s, C_GENERATION(serving[me])) && !MUTANT_BARRIER_WITHOUT_UNDO_ROWS)) ->
         answer(me, DONE, C_IS_REDELIVERED(serving[me]))
     :: else ->
         run_handler(k);

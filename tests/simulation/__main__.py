@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import collections
-import gc
 import sys
 import time
 
+from tests.simulation.many import PROCESSES, Sum, replay, run_apart
 from tests.simulation.story import Story
 
 
@@ -18,11 +17,11 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="with all that happens")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of many seeds")
     parser.add_argument("--count", type=int, default=1_000, help="how many")
-    parser.add_argument("--keep-going", action="store_true", help="do not stop at the first broken law")
+    parser.add_argument("--processes", type=int, default=PROCESSES, help="how many at once")
     options = parser.parse_args()
     if options.seed is not None:
         return _one(options.seed, trace=options.trace)
-    return _many(options.first, options.count, keep_going=options.keep_going)
+    return _many(range(options.first, options.first + options.count), options.processes)
 
 
 def _one(seed: int, *, trace: bool) -> int:
@@ -36,6 +35,7 @@ def _one(seed: int, *, trace: bool) -> int:
 
 def _introduce(story: Story) -> None:
     print(f"seed {story.seed}: {story.weather}")
+    print(f"  {story.settings!r}")
     for plan in story.work.plans:
         print(f"  {plan.saga} {plan.hash[:6]} known at {story.work.registered_at_s[plan.hash]} s")
         for node in plan.nodes:
@@ -46,22 +46,15 @@ def _introduce(story: Story) -> None:
         print(f"  {order}")
 
 
-def _many(first: int, count: int, *, keep_going: bool) -> int:
-    began_s, ends, broken = time.perf_counter(), collections.Counter[str](), []
-    gc.freeze()
-    gc.disable()
-    for seed in range(first, first + count):
-        told = Story(seed).run()
-        ends.update(told.ends)
-        if told.broken is not None:
-            broken.append(seed)
-            print(f"seed {seed}: {str(told.broken)[:600]}\n  replay: python -m tests.simulation --seed {seed} --trace")
-            if not keep_going:
-                break
-        gc.collect()
+def _many(seeds: range, processes: int) -> int:
+    began_s, whole = time.perf_counter(), Sum()
+    for some in run_apart(seeds, processes=processes):
+        whole.add(some)
+        for seed, words in some.broken.items():
+            print(f"seed {seed}: {words[:1_000]}\n  {replay(seed)}", flush=True)
     took_s = time.perf_counter() - began_s
-    print(f"{count} seeds, {len(broken)} broken {broken}, {took_s / max(1, count) * 1000:.1f} ms each; {dict(ends)}")
-    return 1 if broken else 0
+    print(f"{whole.seeds} seeds in {took_s:.0f} s, {len(whole.broken)} broken; sagas: {dict(whole.ends)}")
+    return 1 if whole.broken else 0
 
 
 if __name__ == "__main__":

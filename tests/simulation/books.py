@@ -60,7 +60,8 @@ def _undone(laws: Laws, saga_id: uuid.UUID, step: str, effects: list[Effect], *,
     for act in effects:
         if act.action is Action.COMPENSATE or any(number > act.number for number in undone):
             continue
-        if barrier or act.awaited or _was_told(laws, act):
+        expired = (str(act.saga_id), act.step, act.action.value, str(act.attempt)) in laws.expired
+        if ((barrier or act.awaited) and not expired) or _was_told(laws, act):
             yield (
                 "promise_fully_undone",
                 f"saga {saga_id.int}: {step} acted (attempt {act.attempt}, in {act.process}), and is not undone",

@@ -28,7 +28,10 @@ def offences(
         for change in entry
         if isinstance(change, c.Replied)
     }
-    runs = {change.run for entry in earlier for change in entry if isinstance(change, c.Replied | c.LateAct)}
+    # A run may be told as late, and once more when its attempt, which was put off, is awaited again.
+    runs = {
+        (change.kind, change.run) for entry in earlier for change in entry if isinstance(change, c.Replied | c.LateAct)
+    }
     for change in changes:
         try:
             apply(state, change)
@@ -49,9 +52,9 @@ def offences(
                 yield "law_06_one_outcome_for_an_attempt", f"{key} has two"
             replied.add(key)
         if isinstance(change, c.Replied | c.LateAct):
-            if change.run in runs:
+            if (change.kind, change.run) in runs:
                 yield "law_06_one_outcome_for_an_attempt", f"run {change.run} is told twice"
-            runs.add(change.run)
+            runs.add((change.kind, change.run))
     if state.status is Status.COMPENSATED:
         yield from _law_05_all_is_undone(state)
 

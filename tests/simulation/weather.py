@@ -16,6 +16,11 @@ STORE_POINTS = frozenset(
         "back off", "find plans", "release", "keep plans", "commit", "committed", "check",
     }
 )  # fmt: skip
+# Where a crash, a pause or an error tells most: each seed may have one where it happens often.
+HOT_POINTS = (
+    "committed", "commit", "publish", "published", "ack", "act", "acted", "undo", "undone", "owe", "settle", "insert",
+    "history", "lock",
+)  # fmt: skip
 PAUSES_S = (0.3, 1.0, 3.0, 6.0, 12.0, 35.0, 80.0)
 # A broker makes no copies by itself; who publishes these sends them again when they are not confirmed.
 SENT_TWICE = frozenset({"start-saga", "step-reply", "admin-request", "register-worker"})
@@ -35,6 +40,10 @@ class Weather:
     twice: float = 0.0  # of a message that is no command
     refused: float = 0.0  # of a message: a full queue
     transit_s: float = 0.0  # the longest way of a delivery
+    hot_point: str | None = None
+    hot_crash: float = 0.0  # of the hot point
+    hot_pause: float = 0.0  # of the hot point
+    hot_error: float = 0.0  # of the hot point
     strikes_s: float | None = None  # the mean time between crashes, pauses, cuts and outages from outside
 
     @classmethod
@@ -55,6 +64,10 @@ class Weather:
             twice=rate(0.05, 0.3),
             refused=rate(0.03, 0.1),
             transit_s=rate(0.02, 0.5, 6.0),
+            hot_point=chance.choice(HOT_POINTS) if chance.random() < 0.6 else None,
+            hot_crash=rate(0.05, 0.3),
+            hot_pause=rate(0.05, 0.3),
+            hot_error=rate(0.1, 0.4),
             strikes_s=chance.choice((1.0, 3.0, 8.0)) if chance.random() < 0.6 else None,
         )
 
@@ -72,6 +85,10 @@ class Faults:
         weather, roll = self.weather, self._chance.random()
         if self.outage and point in STORE_POINTS:
             return Fail(connection_lost)
+        if point == weather.hot_point:
+            hot = self._hot(point)
+            if hot is not None:
+                return hot
         if roll < weather.crash:
             return Crash()
         roll -= weather.crash
@@ -83,6 +100,18 @@ class Faults:
         roll -= weather.store_error
         if roll < weather.delay:
             return Delay(self._chance.choice((0.0, 0.001, 0.02, 0.5)))
+        return None
+
+    def _hot(self, point: str) -> Act | None:
+        weather, roll = self.weather, self._chance.random()
+        if roll < weather.hot_crash:
+            return Crash()
+        roll -= weather.hot_crash
+        if roll < weather.hot_pause:
+            return Pause(self._chance.choice(PAUSES_S))
+        roll -= weather.hot_pause
+        if roll < weather.hot_error and point in STORE_POINTS:
+            return Fail(self._error(point))
         return None
 
     def _error(self, point: str) -> Callable[[], Exception]:

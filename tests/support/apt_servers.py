@@ -1,4 +1,4 @@
-"""RabbitMQ and PostgreSQL from the packages of Debian or Ubuntu, as root. Runs in the keeper's process.
+"""RabbitMQ, PostgreSQL and MariaDB from the packages of Debian or Ubuntu, as root. Runs in the keeper's process.
 
 Nothing is started as a service, and a server of the host is never touched: ours listen on ports of their own on
 127.0.0.1, with their data in a temporary directory, and end with the test run.
@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.support.endpoints import POSTGRESQL, RABBITMQ, TITLES, Endpoint, Unavailable, wait_until_answering
+from tests.support.endpoints import MARIADB, POSTGRESQL, RABBITMQ, TITLES, Endpoint, Unavailable, wait_until_answering
 
-PACKAGES = {RABBITMQ: "rabbitmq-server", POSTGRESQL: "postgresql"}
+PACKAGES = {RABBITMQ: "rabbitmq-server", POSTGRESQL: "postgresql", MARIADB: "mariadb-server"}
 # Debian asks this program before it starts a service; 101 means "not allowed".
 POLICY = Path("/usr/sbin/policy-rc.d")
 RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+MARIADB_SERVER = Path("/usr/sbin/mariadbd")
 INSTALL_WITHIN_S = 600
 START_WITHIN_S = 90
 END_WITHIN_S = 20
@@ -49,7 +50,7 @@ def running(wanted: Sequence[str], say: Callable[[str], None]) -> Iterator[dict[
         home = Path(tempfile.mkdtemp(prefix="watership-servers-"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         home.chmod(0o711)  # the servers run as users of their own, and only pass through
-        starters = {RABBITMQ: _start_rabbitmq, POSTGRESQL: _start_postgresql}
+        starters = {RABBITMQ: _start_rabbitmq, POSTGRESQL: _start_postgresql, MARIADB: _start_mariadb}
         yield {server: starters[server](home, stack) for server in wanted}
 
 
@@ -63,8 +64,9 @@ def why_not() -> str:
 
 
 def _program(server: str) -> Path | None:
-    if server == RABBITMQ:
-        return RABBITMQ_SERVER if RABBITMQ_SERVER.exists() else None
+    if server in {RABBITMQ, MARIADB}:
+        program = RABBITMQ_SERVER if server == RABBITMQ else MARIADB_SERVER
+        return program if program.exists() else None
     found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     return max(found, key=lambda path: int(path.parts[-3]), default=None)
 
@@ -162,6 +164,24 @@ def prepare_postgresql(home: Path, name: str = "postgresql", options: Sequence[s
     return Program(POSTGRESQL, command, dict(os.environ), data, signal.SIGINT, url, port)
 
 
+def prepare_mariadb(home: Path) -> Program:
+    """A database system of its own in ``home / "mariadb"``."""
+    data, port = _directory(home, "mariadb", user="mysql"), _free_port()
+    install = ["mariadb-install-db", "--no-defaults", f"--datadir={data / 'data'}", "--skip-test-db"]
+    done = _run([*_as("mysql"), *install, "--auth-root-authentication-method=normal"], os.environ)
+    if done.returncode != 0:
+        raise Unavailable(f"mariadb-install-db failed: {_last_line(done.stdout)}")
+    options = [
+        f"--datadir={data / 'data'}",
+        f"--port={port}",
+        "--bind-address=127.0.0.1",
+        f"--socket={data / 'socket'}",
+    ]
+    command = [*_as("mysql"), str(MARIADB_SERVER), "--no-defaults", *options, f"--pid-file={data / 'pid'}"]
+    url = f"mysql+aiomysql://root@127.0.0.1:{port}/mysql"
+    return Program(MARIADB, command, dict(os.environ), data, signal.SIGTERM, url, port)
+
+
 def prepare_rabbitmq(home: Path) -> tuple[Program, Program]:
     """Erlang's name server, to be started first, and the broker: a node of its own in ``home / "rabbitmq"``."""
     data, port, names_port = _directory(home, "rabbitmq", user="rabbitmq"), _free_port(), _free_port()
@@ -204,6 +224,10 @@ def rabbitmqctl(broker: Program, *arguments: str) -> str:
 
 def _start_postgresql(home: Path, stack: contextlib.ExitStack) -> Endpoint:
     return _started(prepare_postgresql(home), stack)
+
+
+def _start_mariadb(home: Path, stack: contextlib.ExitStack) -> Endpoint:
+    return _started(prepare_mariadb(home), stack)
 
 
 def _start_rabbitmq(home: Path, stack: contextlib.ExitStack) -> Endpoint:

@@ -1,4 +1,4 @@
-"""RabbitMQ and PostgreSQL in containers of their own, by testcontainers. Runs in the keeper's process."""
+"""RabbitMQ, PostgreSQL and MariaDB in containers of their own, by testcontainers. Runs in the keeper's process."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from docker.errors import DockerException  # type: ignore[import-untyped]
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from tests.support.endpoints import POSTGRESQL, RABBITMQ, Endpoint, Unavailable, wait_until_answering
+from tests.support.endpoints import MARIADB, POSTGRESQL, RABBITMQ, Endpoint, Unavailable, wait_until_answering
 
-IMAGES = {RABBITMQ: "rabbitmq:4-management", POSTGRESQL: "postgres:17"}
-PORTS = {RABBITMQ: 5672, POSTGRESQL: 5432}
+IMAGES = {RABBITMQ: "rabbitmq:4-management", POSTGRESQL: "postgres:17", MARIADB: "mariadb:11"}
+PORTS = {RABBITMQ: 5672, POSTGRESQL: 5432, MARIADB: 3306}
 URLS = {
     RABBITMQ: "amqp://guest:guest@{host}:{port}/",
     POSTGRESQL: "postgresql+asyncpg://postgres:watership@{host}:{port}/postgres",
+    MARIADB: "mysql+aiomysql://root@{host}:{port}/mysql",
 }
-ENVIRONMENT: dict[str, dict[str, str]] = {RABBITMQ: {}, POSTGRESQL: {"POSTGRES_PASSWORD": "watership"}}
+ENVIRONMENT: dict[str, dict[str, str]] = {
+    RABBITMQ: {},
+    POSTGRESQL: {"POSTGRES_PASSWORD": "watership"},
+    MARIADB: {"MARIADB_ALLOW_EMPTY_ROOT_PASSWORD": "1"},
+}
 START_WITHIN_S = 120
 
 

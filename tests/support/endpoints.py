@@ -12,15 +12,20 @@ from typing import Any, TypeVar
 import asyncpg
 import pika
 import pika.exceptions
+import sqlalchemy as sa
+import sqlalchemy.exc
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 T = TypeVar("T")
 
 RABBITMQ = "rabbitmq"
 POSTGRESQL = "postgresql"
-TITLES = {RABBITMQ: "RabbitMQ", POSTGRESQL: "PostgreSQL"}
+MARIADB = "mariadb"  # for the barrier alone: a participant's database
+TITLES = {RABBITMQ: "RabbitMQ", POSTGRESQL: "PostgreSQL", MARIADB: "MariaDB"}
 
 # Quorum queues took a message TTL with RabbitMQ 3.10; DROP DATABASE … WITH (FORCE) came with PostgreSQL 13.
-VERSION_MIN = {RABBITMQ: (3, 10), POSTGRESQL: (13, 0)}
+VERSION_MIN = {RABBITMQ: (3, 10), POSTGRESQL: (13, 0), MARIADB: (10, 6)}
 ANSWER_WITHIN_S = 10.0
 
 
@@ -48,7 +53,10 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def version(server: str, url: str) -> str:
     """The version of the server at ``url``. Raises Unavailable if none answers there, or one that is too old."""
-    found = _rabbitmq_version(url) if server == RABBITMQ else run(_postgresql_version(url))
+    if server == RABBITMQ:
+        found = _rabbitmq_version(url)
+    else:
+        found = run(_postgresql_version(url) if server == POSTGRESQL else _mariadb_version(url))
     major, minor = (int(part) for part in re.findall(r"\d+", f"{found}.0")[:2])
     if (major, minor) < VERSION_MIN[server]:
         needed = ".".join(str(part) for part in VERSION_MIN[server])
@@ -109,6 +117,17 @@ async def _postgresql_version(url: str) -> str:
     finally:
         await connection.close()
     return str(found).split()[0]  # "15.20 (Debian 15.20-0+deb12u1)"
+
+
+async def _mariadb_version(url: str) -> str:
+    engine = create_async_engine(url, poolclass=NullPool, connect_args={"connect_timeout": ANSWER_WITHIN_S})
+    try:
+        async with engine.connect() as connection:
+            return str((await connection.execute(sa.text("SELECT VERSION()"))).scalar_one())
+    except (sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        raise Unavailable(_first_line(error)) from error
+    finally:
+        await engine.dispose()
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from watership.bus.protocol import Fate, Message
 from watership.bus.rabbit import RabbitBus
+from watership.machine.state import MACHINE_VERSION
 from watership.messages import StartSaga, WireMessage
 from watership.service import Service
 from watership.settings import Settings
@@ -37,23 +38,24 @@ class Running:
     bus: RabbitBus
     stack: contextlib.AsyncExitStack
 
-    async def orchestrator(self) -> Orchestrator:
+    async def orchestrator(self, machine_version: int = MACHINE_VERSION) -> Orchestrator:
         """A running orchestrator."""
-        return await self._begin(Orchestrator(self.settings, self._bus(), self._backing()))
+        return await self._begin(Orchestrator(self.settings, self._bus(), self._backing(machine_version)))
 
     async def worker(self, worker: Worker) -> Consumer:
         """A running worker."""
         return await self._begin(Consumer(self.settings, self._bus(), worker))
 
-    async def reaper(self) -> Reaper:
+    async def reaper(self, machine_version: int = MACHINE_VERSION) -> Reaper:
         """A reaper that looks only when it is asked to (`run_once`)."""
-        reaper = Reaper(self.settings, self._bus(), self._backing())
+        reaper = Reaper(self.settings, self._bus(), self._backing(machine_version))
         await reaper.start()
         self.stack.push_async_callback(reaper.drain)
         return reaper
 
-    def _backing(self) -> PostgresBacking:
-        return PostgresBacking(open_database(self.settings.database()), self.settings.namespace)
+    def _backing(self, machine_version: int) -> PostgresBacking:
+        database = open_database(self.settings.database())
+        return PostgresBacking(database, self.settings.namespace, machine_version=machine_version)
 
     def _bus(self) -> RabbitBus:
         return RabbitBus(self.settings.broker())
@@ -68,10 +70,11 @@ class Running:
         """Publishes a message as any AMQP client would."""
         await self.send_raw(key, message.to_body(), message.kind, reply_to=reply_to)
 
-    async def send_raw(self, key: str, body: bytes, kind: str, *, reply_to: str | None = None) -> None:
-        """Publishes any bytes."""
+    async def send_raw(self, key: str, body: bytes, kind: str, *, reply_to: str | None = None) -> str:
+        """Publishes any bytes; the message's id."""
         message = Message(self.settings.namespace, key, body, kind, uuid.uuid4().hex, reply_to=reply_to)
         assert await self.bus.publish([message]) == [Fate.CONFIRMED]
+        return message.message_id
 
     async def start(self, saga: str, context: dict[str, Any], saga_id: uuid.UUID | None = None) -> uuid.UUID:
         """Starts a saga as a foreign client."""

@@ -38,6 +38,7 @@ HOST = {
     RABBITMQ: Endpoint("amqp://guest:guest@127.0.0.1:5672/", "this host, 127.0.0.1:5672"),
     POSTGRESQL: Endpoint("postgresql+asyncpg://postgres@127.0.0.1:5432/postgres", "this host, 127.0.0.1:5432"),
 }
+SERVERS = (RABBITMQ, POSTGRESQL)  # what every run that needs servers gets; MariaDB is brought up on demand
 WAYS = {
     "environment": "set WATERSHIP_TEST_BROKER_URL and WATERSHIP_TEST_DATABASE_URL to servers that the tests may use",
     "host": "run them on this host: RabbitMQ on 127.0.0.1:5672 (guest, guest), PostgreSQL on 127.0.0.1:5432 (user"
@@ -169,7 +170,7 @@ def open_session(say: Callable[[str], None], ways: Sequence[str] = tuple(WAYS)) 
     why_not: dict[str, str] = {}
     with contextlib.ExitStack() as keepers:
         for way in ways:
-            missing = [server for server in TITLES if server not in endpoints]
+            missing = [server for server in SERVERS if server not in endpoints]
             if not missing:
                 break
             if way == "environment":
@@ -178,14 +179,14 @@ def open_session(say: Callable[[str], None], ways: Sequence[str] = tuple(WAYS)) 
                 found, why_not[way] = _from_host(missing)
             else:
                 try:
-                    found = keepers.enter_context(_kept(way, missing, say))
+                    found = keepers.enter_context(kept(way, missing, say))
                 except Unavailable as why:
                     found, why_not[way] = {}, str(why)
             endpoints |= found
-        missing = [server for server in TITLES if server not in endpoints]
+        missing = [server for server in SERVERS if server not in endpoints]
         if missing:
             raise Unavailable(_explain(missing, why_not))
-        session = Session({server: endpoints[server] for server in TITLES})
+        session = Session({server: endpoints[server] for server in SERVERS})
         session.keepers = keepers.pop_all()
     return session
 
@@ -233,7 +234,7 @@ async def _may_create_databases(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def _kept(way: str, wanted: Sequence[str], say: Callable[[str], None]) -> Iterator[dict[str, Endpoint]]:
+def kept(way: str, wanted: Sequence[str], say: Callable[[str], None]) -> Iterator[dict[str, Endpoint]]:
     """Have a keeper bring servers up. It ends them when its input closes: here, or when this process dies."""
     keeper = subprocess.Popen(
         [sys.executable, "-m", "tests.support.keeper", way, *wanted],

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ROOT
-from tests.typing.readme_blocks import blocks, programs
+from tests.typing.readme_blocks import NAMED, blocks, programs
 
 BIN = Path(sys.executable).parent
 README = ROOT / "README.md"
+GUIDE = ROOT / "docs/guide.md"
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.py"))
 PUBLIC_FACE = ROOT / "tests/typing/public_face.py"
 SOURCE_ROOTS = [ROOT, ROOT / "shared", ROOT / "orchestrator", ROOT / "worker"]
@@ -51,6 +52,9 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checked]:
     directory = tmp_path_factory.mktemp("typing")
     for name, program in programs(README.read_text()).items():
         (directory / name).write_text(program)
+    for block in blocks(GUIDE.read_text()):
+        if (named := NAMED.match(block)) is not None:  # most are parts of a program, and this is a whole one
+            (directory / named[1]).write_text(block)
     files = [*map(str, sorted(directory.glob("*.py"))), *map(str, EXAMPLES), str(PUBLIC_FACE)]
     with ThreadPoolExecutor() as pool:
         mypy = pool.submit(run_mypy, files, directory)

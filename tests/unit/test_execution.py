@@ -13,8 +13,9 @@ import pytest
 
 from watership import OutcomeUnknown, Response, SagaContext, SagaStepHandler, StepError, current_step
 from watership.container import PlainContainer
-from watership.execution import Command, Execution, Hands, execute, response_from_data
+from watership.execution import Command, Execution, Hands, execute
 from watership.machine.state import Action, Outcome
+from watership.saga.run import response_from_data
 
 SAGA_ID = uuid.UUID(int=7)
 

@@ -14,7 +14,7 @@ from watership.messages import AdminVerb
 from watership_orchestrator import judgement as j
 from watership_orchestrator.judgement import Arrival
 from watership_orchestrator.outbox import messages_of
-from watership_orchestrator.owed import returned_reason
+from watership_orchestrator.owed import UNCONFIRMED_YET, returned_reason
 
 from tests.support.judging import (
     PLAN,
@@ -137,6 +137,43 @@ def test_an_end_that_its_own_batch_overtook_is_not_told() -> None:
     it = row.batch(reply("A", "failed", action=Action.COMPENSATE), admin(AdminVerb.RETRY))
     kinds = [item.message.type for item in messages_of(it, plan, TOPOLOGY)]
     assert kinds == ["step-command"], "it was parked and let go on at once: nobody is told of an end"
+
+
+def test_what_its_own_batch_overtook_comes_again_with_any_of_its_messages() -> None:
+    """Law 1: the end that followed from a withdrawn act has no message of its own; the batch was never published."""
+    row = Row()
+    it = row.batch(start(), admin(AdminVerb.COMPENSATE))
+    assert it.notices == [NotifyEnd(3, Status.COMPENSATED)]
+    assert row.batch(Arrival(SAGA_ID, start(), redelivered=True)).notices == [NotifyEnd(3, Status.COMPENSATED)]
+
+
+def test_a_reply_that_is_in_the_log_twice_sends_what_followed_from_both() -> None:
+    """It came late, for an attempt that was put off; and again, when that attempt had been sent once more."""
+    row = Row(Plan("OrderSaga", (step("A"),)))
+    row.batch(start(), reply("A", "not_served", run="idle", redelivered=True))
+    done = reply("A", run="1", redelivered=True)
+    row.batch(done)
+    row.now_ms += j.NOT_SERVED_RETRY_MS
+    assert sent(row.batch(None)) == ["act A 1"]
+    it = row.batch(Arrival(SAGA_ID, done, redelivered=True))
+    end = NotifyEnd(5, Status.COMPLETED)
+    assert end in it.notices
+    assert end in row.batch(Arrival(SAGA_ID, done, redelivered=True)).notices
+
+
+@pytest.mark.parametrize("owed", [UNCONFIRMED_YET, "unconfirmed: the broker did not confirm it"])
+def test_an_end_that_is_owed_stays_owed_when_a_late_act_moves_the_saga(owed: str) -> None:
+    plan = Plan("OrderSaga", (step("A", compensation_retry=RetryPlan(attempts_max=1)), step("B")))
+    row = Row(plan)
+    row.batch(start(), reply("A"), reply("B", "failed"))
+    row.batch(reply("A", "failed", action=Action.COMPENSATE))
+    row.owes(owed)
+    it = row.batch(reply("B", run="late"))
+    assert it.state is not None
+    assert it.state.parked_reason is not None
+    assert it.owed_reason() == owed, "nobody was told that it is parked"
+    row.owes(owed)
+    assert [type(notice).__name__ for notice in row.batch(None).notices] == ["NotifyParked"]
 
 
 def test_a_patch_over_the_limit_is_unknown_and_not_kept() -> None:

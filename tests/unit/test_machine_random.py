@@ -7,6 +7,7 @@ and from wherever it stands the saga must come to an end once workers answer.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -15,40 +16,29 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from watership.machine import changes as c
 from watership.machine import events as e
-from watership.machine.apply import fold
-from watership.machine.effects import SendCommand
-from watership.machine.nodes import FallbackPlan, RetryPlan, StepPlan
+from watership.machine.apply import apply
+from watership.machine.effects import PublishEvent, SendCommand
 from watership.machine.plan import Plan
-from watership.machine.react import react
-from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status, highest
+from watership.machine.react import Reaction, react
+from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status
+from watership.saga.storage import rows
 
-RETRY = st.builds(RetryPlan, attempts_max=st.integers(1, 3), delay_ms=st.sampled_from([0, 1_000]))
+from tests.support import machine_laws as laws
+from tests.support.random_plans import OFTEN, plans
+
 OUTCOMES = st.sampled_from(list(Outcome))
+CODES = st.sampled_from(["boom", "boom", "fatal"])
 ANY = st.integers(0, 10**6)
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> Plan:
-    def step(name: str) -> StepPlan:
-        often = st.sampled_from([True, True, True, False])
-        return StepPlan(name, name, draw(RETRY), draw(RETRY), 1_000, 1_000, compensable=draw(often))
-
-    codes = st.sampled_from([(), ("boom",), ("other",)])
-    return Plan(
-        "Random",
-        tuple(
-            FallbackPlan(step(f"P{n}"), step(f"F{n}"), draw(codes)) if draw(st.booleans()) else step(f"S{n}")
-            for n in range(draw(st.integers(1, 4)))
-        ),
-    )
+TURNS_MAX = 1_000
 
 
 @dataclasses.dataclass
 class Delivery:
-    """A command that was sent. ``runs`` counts those that its workers began."""
+    """A command that was sent. ``runs`` counts those that its workers began; ``refused``: one said "not served"."""
 
     command: SendCommand
     runs: int = 0
+    refused: bool = False
 
 
 class World(RuleBasedStateMachine):
@@ -57,93 +47,99 @@ class World(RuleBasedStateMachine):
         self.now_ms = 1_000_000
         self.state = SagaState("random")
         self.log: list[tuple[c.Change, ...]] = []
+        self.folded = SagaState("random")
         self.deliveries: list[Delivery] = []
         self.replies: list[e.StepReplied] = []
         self.really_acted: set[str] = set()
+        self.began: Counter[tuple[str, int]] = Counter()
         self.had_late_act = False
+        self.signals_sent = 0
 
     @initialize(plan=plans(), known=st.sampled_from([True, True, True, False]))
     def start(self, plan: Plan, known: bool) -> None:
         self.plan = plan
-        self.order = [step.name for step in plan.steps()]
         look_ms = None if known else self.now_ms + 1_000
         self.happens(e.SagaStarted("Random", {"n": 0}, plan.hash, look_ms))
 
     # --- what happens
 
-    def happens(self, event: e.Event) -> None:
+    def happens(self, event: e.Event) -> Reaction:
         before = self.state
         reaction = react(self.plan, before, event, self.now_ms)
         assert reaction == react(self.plan, before, event, self.now_ms), "react is a function"
         assert reaction.state.seq == before.seq + bool(reaction.changes)
         self.state = reaction.state
         if reaction.changes:
-            written = [c.change_to_data(change) for change in reaction.changes]
-            assert tuple(map(c.change_from_data, written)) == reaction.changes
             self.log.append(reaction.changes)
+            self.folded.seq += 1
+            for change in rows.changes_from_json(rows.changes_to_json(reaction.changes)):
+                apply(self.folded, change)
         sent = [effect for effect in reaction.effects if isinstance(effect, SendCommand)]
         self.deliveries += [Delivery(command) for command in sent]
         if before.parked_reason and reaction.state.parked_reason and not isinstance(event, e.DispatchRepeated):
             assert not any(isinstance(change, c.Dispatched) for change in reaction.changes), "parked, and it sends"
         self.had_late_act |= any(isinstance(change, c.LateAct) for change in reaction.changes)
-        self.check_no_act_after_the_turn(before, reaction.changes)
-        self.check_reverse_order(reaction.changes)
-        self.check_outcomes_only_rise(before)
+        laws.no_act_after_the_turn(before, reaction.changes)
+        laws.outcomes_only_rise(before, reaction.state)
+        laws.only_forward_from_the_pivot(self.plan, before, reaction.state, reaction.changes)
+        if not self.had_late_act:
+            laws.in_reverse_order(self.plan, reaction.state, reaction.changes)
+        return reaction
 
-    def check_no_act_after_the_turn(self, before: SagaState, changes: tuple[c.Change, ...]) -> None:
-        turned = before.status in (Status.COMPENSATING, Status.COMPENSATED)
-        for change in changes:
-            turned = turned or isinstance(change, c.CompensationBegan)
-            sends = isinstance(change, c.Dispatched | c.Resent) and change.action is Action.ACT
-            assert not (turned and sends), "law 3"
-
-    def check_reverse_order(self, changes: tuple[c.Change, ...]) -> None:
-        if self.had_late_act or self.state.status is not Status.COMPENSATING:
-            return
-        for change in changes:
-            if isinstance(change, c.Dispatched) and change.action is Action.COMPENSATE and change.attempt == 1:
-                for later in self.order[self.order.index(change.step) + 1 :]:
-                    state = self.state.steps.get(later)
-                    assert state is None or not (state.act.active or state.needs_undoing), "law 4"
-
-    def check_outcomes_only_rise(self, before: SagaState) -> None:
-        for name, old in before.steps.items():
-            new = self.state.steps[name]
-            assert highest(old.act.outcome, new.act.outcome) == new.act.outcome
-            if old.generation == new.generation:
-                assert highest(old.compensate.outcome, new.compensate.outcome) == new.compensate.outcome
-            assert new.generation >= old.generation
-            assert new.compensate.attempt >= old.compensate.attempt, "attempts are counted on"
-
-    def reply(self, delivery: Delivery, outcome: Outcome) -> None:
+    def reply(self, delivery: Delivery, outcome: Outcome, *, effect: bool = True, code: str = "boom") -> None:
         command, redelivered = delivery.command, delivery.runs > 0
-        self.run(delivery, effect=outcome is not Outcome.FAILED)
-        failure = None if outcome is Outcome.DONE else Failure("boom", "Boom", "boom", ("boom",), command.step)
-        patch = {"n": len(self.replies)}
+        if command.action is Action.VERIFY:
+            outcome = self.verified(command.step, outcome)
+        elif command.action is Action.ACT and redelivered and not self.plan.by_name[command.step].rerun:
+            outcome, effect = Outcome.UNKNOWN, False  # its worker refuses to run it a second time
+        self.run(delivery, effect=outcome is Outcome.DONE or (outcome is Outcome.UNKNOWN and effect), begins=effect)
+        failure = None if outcome is Outcome.DONE else Failure(code, "Boom", "boom", (code,), command.step)
+        number = len(self.replies)
+        done = outcome is Outcome.DONE and command.action is Action.ACT
         event = e.StepReplied(
             command.step,
             command.action,
             command.attempt,
-            f"run-{len(self.replies)}",
+            f"run-{number}",
             outcome,
-            patch,
-            None,
+            {"n": number} if number % 3 else {command.step: number},
+            {"r": number},
             failure,
             redelivered,
+            events=tuple({"name": "e", "data": n} for n in range(number % 3)) if done else (),
         )
         self.replies.append(event)
-        self.happens(event)
+        awaited = self.state.awaits(event.step, event.action, event.attempt)
+        told = [effect for effect in self.happens(event).effects if isinstance(effect, PublishEvent)]
+        if awaited:
+            assert [dict(one) for one in event.events] == [{"name": one.name, "data": one.data} for one in told]
 
-    def run(self, delivery: Delivery, *, effect: bool) -> None:
+    def verified(self, step: str, wanted: Outcome) -> Outcome:
+        """Who verifies does not lie: NOT_DONE says that there is no effect now. A run that is still under way may have one."""
+        return Outcome.UNKNOWN if wanted is Outcome.FAILED and step in self.really_acted else wanted
+
+    def run(self, delivery: Delivery, *, effect: bool, begins: bool = True) -> None:
+        command = delivery.command
         delivery.runs += 1
-        if not effect or delivery.command.action is not Action.ACT:
+        if command.action is Action.COMPENSATE:
             return
-        state = self.state.step(delivery.command.step)
+        if command.action is Action.ACT and begins and not self.plan.by_name[command.step].rerun:
+            self.began[command.step, command.attempt] += 1
+            assert self.began[command.step, command.attempt] == 1, "rerun=False, and it runs twice"
+        if not effect:
+            return
+        state = self.state.step(command.step)
         # Later than that nobody can know of it, unless it is told: that is what barriers are for.
-        if state.act.active and delivery.command.attempt == state.act.attempt:
-            self.really_acted.add(delivery.command.step)
+        if command.action is Action.VERIFY:
+            knowable = state.act.phase is Phase.IN_DOUBT
+        elif state.act.doubtful:
+            knowable = state.act.active or state.act.phase is Phase.IN_DOUBT
+        else:
+            knowable = state.act.phase is Phase.AWAITED and not delivery.refused
+        if knowable and (command.action is Action.VERIFY or command.attempt == state.act.attempt):
+            self.really_acted.add(command.step)
 
-    # --- rules
+    # --- workers
 
     def awaited(self) -> list[Delivery]:
         return [
@@ -153,26 +149,29 @@ class World(RuleBasedStateMachine):
         ]
 
     @precondition(lambda self: self.awaited())
-    @rule(which=ANY, outcome=OUTCOMES)
-    def a_worker_answers(self, which: int, outcome: Outcome) -> None:
+    @rule(which=ANY, outcome=OUTCOMES, effect=st.booleans(), code=CODES)
+    def a_worker_answers(self, which: int, outcome: Outcome, effect: bool, code: str) -> None:
         awaited = self.awaited()
-        self.reply(awaited[which % len(awaited)], outcome)
+        self.reply(awaited[which % len(awaited)], outcome, effect=effect, code=code)
 
     @precondition(lambda self: self.awaited())
     @rule(which=ANY)
     def a_step_goes_well(self, which: int) -> None:
-        self.a_worker_answers(which, Outcome.DONE)
+        awaited = self.awaited()
+        self.reply(awaited[which % len(awaited)], Outcome.DONE)
 
     @precondition(lambda self: self.deliveries)
-    @rule(which=ANY, outcome=OUTCOMES)
-    def any_delivery_is_answered(self, which: int, outcome: Outcome) -> None:
-        self.reply(self.deliveries[which % len(self.deliveries)], outcome)
+    @rule(which=ANY, outcome=OUTCOMES, effect=st.booleans())
+    def any_delivery_is_answered(self, which: int, outcome: Outcome, effect: bool) -> None:
+        self.reply(self.deliveries[which % len(self.deliveries)], outcome, effect=effect)
 
-    @precondition(lambda self: self.awaited())
+    @precondition(lambda self: self.deliveries)
     @rule(which=ANY)
     def a_worker_acts_and_dies(self, which: int) -> None:
-        awaited = self.awaited()
-        self.run(awaited[which % len(awaited)], effect=True)
+        delivery = self.deliveries[which % len(self.deliveries)]
+        may_run = delivery.runs == 0 or self.plan.by_name[delivery.command.step].rerun
+        if may_run and delivery.command.action is not Action.VERIFY:
+            self.run(delivery, effect=True)
 
     @precondition(lambda self: self.replies)
     @rule(which=ANY)
@@ -188,35 +187,51 @@ class World(RuleBasedStateMachine):
         return reply.run not in {change.run for change in applied if isinstance(change, c.Replied)}
 
     @precondition(lambda self: self.awaited())
-    @rule(which=ANY, most=st.integers(1, 3))
-    def nobody_serves_it(self, which: int, most: int) -> None:
+    @rule(which=ANY, most=st.integers(1, 3), reason=st.sampled_from([None, None, "it no longer fits"]))
+    def nobody_serves_it(self, which: int, most: int, reason: str | None) -> None:
         awaited = self.awaited()
         delivery = awaited[which % len(awaited)]
         it = delivery.command
         redelivered = delivery.runs > 0
         delivery.runs += 1
-        self.happens(e.StepNotServed(it.step, it.action, it.attempt, self.now_ms + 500, most, redelivered))
+        delivery.refused = True
+        self.happens(e.StepNotServed(it.step, it.action, it.attempt, self.now_ms + 500, most, redelivered, reason))
 
-    @rule(jump_ms=st.sampled_from([1, 1_000, 10_000]))
+    @precondition(lambda self: self.awaited())
+    @rule()
+    def the_process_that_drives_it_dies(self) -> None:
+        """Embedded: another process takes the saga up, and knows of each run only that it may have begun."""
+        for name, action, state in list(self.state.active_actions()):
+            if state.phase is Phase.AWAITED:
+                self.happens(e.RunInterrupted(name, action, state.attempt))
+
+    # --- time, messages
+
+    @rule(jump_ms=st.sampled_from([1, 500, 1_000, 1_000, 10_000, 10**7, -2_000]))
     def time_passes(self, jump_ms: int) -> None:
         self.now_ms += jump_ms
         self.look()
 
     def look(self) -> None:
-        if self.state.status is not Status.PENDING:
-            self.happens(e.TimePassed())
-            assert self.state.due_at_ms is None or self.state.due_at_ms > self.now_ms, "time stands still"
+        if self.state.status is Status.PENDING:
+            return
+        before = self.state
+        self.happens(e.TimePassed())
+        assert self.state.due_at_ms is None or self.state.due_at_ms > self.now_ms, "time stands still"
+        late = before.deadline_at_ms is not None and before.deadline_at_ms <= self.now_ms
+        if late and before.status is Status.RUNNING and before.parked_reason is None:
+            assert self.state.status is not Status.RUNNING, "its deadline passed, and it goes on"
 
     @precondition(lambda self: self.awaited())
-    @rule(which=ANY, lost=st.booleans())
-    def it_is_sent_again(self, which: int, lost: bool) -> None:
+    @rule(which=ANY, lost=st.booleans(), most=st.sampled_from([60, 2]))
+    def it_is_sent_again(self, which: int, lost: bool, most: int) -> None:
         awaited = self.awaited()
         delivery = awaited[which % len(awaited)]
         it = delivery.command
         lost = lost and delivery.runs == 0 and self.is_newest(delivery)
         if lost:
             self.deliveries.remove(delivery)
-        self.happens(e.DispatchRepeated(it.step, it.action, it.attempt, unsent=lost))
+        self.happens(e.DispatchRepeated(it.step, it.action, it.attempt, lost, most))
 
     def is_newest(self, delivery: Delivery) -> bool:
         same = [other for other in self.deliveries if other.command == delivery.command]
@@ -231,15 +246,35 @@ class World(RuleBasedStateMachine):
             self.deliveries.remove(delivery)
             self.happens(e.DispatchWithdrawn(delivery.command.step, Action.ACT, delivery.command.attempt))
 
+    @precondition(lambda self: self.plan.waits and self.state.status is not Status.PENDING)
+    @rule(which=ANY, ok=OFTEN, trouble=st.sampled_from([None, None, None, "ok: not a bool"]))
+    def a_signal_comes(self, which: int, ok: bool, trouble: str | None) -> None:
+        name = [*self.plan.waits, "nobody"][which % (len(self.plan.waits) + 1)]
+        self.signals_sent += 1
+        before = self.state
+        reaction = self.happens(e.SignalReceived(name, {"ok": ok, "n": self.signals_sent}, trouble))
+        if reaction.refused is not None:
+            assert not reaction.changes
+            assert reaction.ledger == reaction.refused, "what is refused is kept in the ledger"
+        else:
+            assert name in self.plan.waits
+            assert before.status is Status.RUNNING or before.steps[name].act.phase is Phase.WAITING
+            assert reaction.changes
+
+    # --- people
+
     @precondition(lambda self: self.state.parked_reason is not None)
     @rule()
     def an_operator_retries(self) -> None:
         self.happens(e.RetryRequested("op", "why"))
         assert self.state.parked_reason is None
 
-    @rule(seq=st.sampled_from([None, None, 1]))
+    @rule(seq=st.sampled_from([1, 1, 1, None]))
     def an_operator_cancels(self, seq: int | None) -> None:
-        self.happens(e.CompensateRequested("op", "why", seq))
+        before = self.state
+        reaction = self.happens(e.CompensateRequested("op", "why", seq))
+        if before.pivoted:
+            assert reaction.refused is not None
 
     @precondition(lambda self: self.state.status is Status.PENDING)
     @rule(found=st.booleans())
@@ -249,74 +284,22 @@ class World(RuleBasedStateMachine):
     # --- the laws
 
     @invariant()
-    def nothing_is_stuck(self) -> None:
-        state = self.state
-        if state.seq and (not state.status.terminal or any(state.active_actions())):
-            assert state.parked_reason is not None or state.due_at_ms is not None, "law 2"
-
-    @invariant()
-    def the_log_is_the_truth(self) -> None:
-        assert fold("random", self.log) == self.state, "law 8"
-
-    @invariant()
-    def what_is_compensated_is_undone(self) -> None:
-        if self.state.status is not Status.COMPENSATED:
-            return
-        for name, step in self.state.steps.items():
-            assert not step.needs_undoing
-            assert not step.act.active
-            assert step.act.may_have_run or name not in self.really_acted, f"{name} acted, and is forgotten"
-            if step.act.may_have_run and self.plan.by_name[name].compensable:
-                assert self.undone_after_its_last_effect(name), f"{name} is not undone"
-
-    @invariant()
-    def what_is_completed_is_done_once(self) -> None:
-        if self.state.status is not Status.COMPLETED:
-            return
-        for node in self.plan.nodes:
-            assert isinstance(node, FallbackPlan | StepPlan)
-            one = node.primary if isinstance(node, FallbackPlan) else node
-            step, stands = self.state.steps[one.name], self.state.steps[one.name]
-            if isinstance(node, FallbackPlan) and node.fallback.name in self.state.steps:
-                stands = self.state.steps[node.fallback.name]
-                known_of = step.act.may_have_run
-                assert not known_of or not step.needs_undoing or any(self.state.active_actions()) or self.parked
-            assert stands.act.outcome is Outcome.DONE
-            assert stands.compensate.phase is Phase.IDLE
-            assert stands.generation == 1
-
-    @property
-    def parked(self) -> bool:
-        return self.state.parked_reason is not None
-
-    def undone_after_its_last_effect(self, name: str) -> bool:
-        changes = [change for entry in self.log for change in entry if getattr(change, "step", None) == name]
-        effects = (c.Replied, c.LateAct, c.Overdue, c.Dropped)
-        last = max(
-            index
-            for index, change in enumerate(changes)
-            if isinstance(change, effects)
-            and getattr(change, "action", Action.ACT) is Action.ACT
-            and getattr(change, "outcome", Outcome.UNKNOWN) is not Outcome.FAILED
-        )
-        sent: dict[int, int] = {}
-        for index, change in enumerate(changes):
-            if isinstance(change, c.Dispatched) and change.action is Action.COMPENSATE:
-                sent.setdefault(change.attempt, index)
-        return any(
-            isinstance(change, c.Replied)
-            and change.action is Action.COMPENSATE
-            and change.outcome is Outcome.DONE
-            and sent[change.attempt] > last
-            for change in changes
-        )
+    def the_laws_hold(self) -> None:
+        laws.nothing_is_stuck(self.state)
+        assert self.folded == self.state, "law 8"
+        laws.signals_are_taken_once(self.log)
+        laws.events_are_told_apart(self.log)
+        if self.state.seq:
+            laws.the_row_is_the_state(self.state)
+            laws.compensated_means_undone(self.plan, self.state, self.log, self.really_acted)
+            laws.completed_means_done_once(self.plan, self.state, self.log)
 
     def teardown(self) -> None:
         """From here on workers answer, and people help: it must end."""
         if not self.state.seq:
             return
-        for _ in range(200):
-            if self.parked:
+        for _ in range(TURNS_MAX):
+            if self.state.parked_reason is not None:
                 self.an_operator_retries()
             elif self.state.status is Status.PENDING:
                 self.happens(e.PlanFound(self.plan.hash))
@@ -327,11 +310,10 @@ class World(RuleBasedStateMachine):
                 self.look()
             else:
                 break
-            self.nothing_is_stuck()
+            laws.nothing_is_stuck(self.state)
         assert self.state.status.terminal, f"it never ends: {self.state}"
-        self.what_is_compensated_is_undone()
-        self.what_is_completed_is_done_once()
-        self.the_log_is_the_truth()
+        self.the_laws_hold()
+        laws.the_log_is_the_truth(self.state, self.log)
 
 
 World.TestCase.settings = settings(

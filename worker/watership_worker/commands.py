@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 from typing import Annotated
 
 import typer
 
 from watership.bus.rabbit import RabbitBus
+from watership.commands.loading import load_object
 from watership.commands.options import BrokerUrl, Namespace
 from watership.errors import ConfigurationError
 from watership.service import serve
@@ -44,19 +43,7 @@ async def _serve(settings: Settings, found: Worker) -> None:
 
 def load_worker(target: str) -> Worker:
     """Imports ``MODULE:NAME``. Raises `ConfigurationError` that says what is wrong with it."""
-    module_name, colon, name = target.partition(":")
-    if not colon or not module_name or not name:
-        raise ConfigurationError(f"{target!r} does not name a worker: write MODULE:NAME, e.g. orders.app:worker")
-    sys.path.insert(0, "")  # as `python -m` does: the user's modules lie where the command is run
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ConfigurationError(f"there is no module {module_name} to import from here") from error
-        raise ConfigurationError(f"{module_name} cannot be imported: {error}") from error
-    if not hasattr(module, name):
-        raise ConfigurationError(f"module {module_name} has no {name}")
-    found = getattr(module, name)
+    found = load_object(target, what="a worker", example="orders.app:worker")
     if not isinstance(found, Worker):
         raise ConfigurationError(f"{target} is not a watership_worker.Worker, it is {type(found).__name__}")
     return found

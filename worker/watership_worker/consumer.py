@@ -169,6 +169,8 @@ class Consumer:
                 idempotency_key=command.idempotency_key,
                 context=command.context,
                 timeout_ms=command.timeout_ms,
+                generation=command.generation,
+                acted=command.acted,
             ),
             hands,
             self._chance,
@@ -241,5 +243,6 @@ def _reply(command: StepCommand, run: Execution, delivery: Delivery) -> StepRepl
         response=run.response,
         error=ErrorOnWire.of(run.failure),
         redelivered=delivery.redelivered,
+        certain=run.certain,
         events=tuple(EventOnWire.model_construct(**event) for event in run.events) or None,
     )

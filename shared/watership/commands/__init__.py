@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from watership.commands import database, dead, demo, ledger, operating, prune, sagas, starting, topology, torture
+from watership.commands import (
+    database,
+    dead,
+    demo,
+    ledger,
+    operating,
+    plans,
+    prune,
+    sagas,
+    starting,
+    topology,
+    torture,
+)
 from watership.commands.options import SAGAS, SET_UP, TRY_IT
 
 
@@ -20,5 +32,6 @@ def register(app: typer.Typer) -> None:
     app.command("compensate", rich_help_panel=SAGAS)(operating.compensate)
     app.command("prune", rich_help_panel=SET_UP)(prune.prune)
     app.add_typer(dead.app, name="dead", rich_help_panel=SAGAS)
+    app.add_typer(plans.app, name="plans", rich_help_panel=SAGAS)
     app.add_typer(database.app, name="db", rich_help_panel=SET_UP)
     app.add_typer(topology.app, name="topology", rich_help_panel=SET_UP)

@@ -82,10 +82,7 @@ def _replied(state: SagaState, change: c.Replied) -> None:
     action.run, action.due_at_ms = change.run, None
     action.doubtful = action.doubtful or bool(change.redelivered)
     state.emits = state.emits or bool(change.events)
-    if change.patch:
-        state.context.update(change.patch)
-        if change.shared:
-            step.own = {**(step.own or {}), **change.patch}
+    _merge(state, step, change)
     if change.in_doubt:  # not unknown yet: what came of it is asked about
         action.phase, step.doubt = Phase.IN_DOUBT, change.failure
         step.verify = ActionState(attempt=step.verify.attempt, spent=step.verify.attempt)
@@ -103,8 +100,16 @@ def _verified(state: SagaState, change: c.Verified) -> None:
     step = state.step(change.step)
     step.act.outcome, step.act.phase = highest(step.act.outcome, change.outcome), Phase.SETTLED
     step.verify.phase, step.verify.due_at_ms, step.doubt = Phase.SETTLED, None, None
+    step.act.due_at_ms = None
+    state.emits = state.emits or bool(change.events)
+    _merge(state, step, change)
+
+
+def _merge(state: SagaState, step: StepState, change: c.Replied | c.Verified) -> None:
     if change.patch:
         state.context.update(change.patch)
+        if change.shared:
+            step.own = {**(step.own or {}), **change.patch}
 
 
 def _stopped(state: SagaState, change: c.Stopped) -> None:

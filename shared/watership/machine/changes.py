@@ -97,9 +97,9 @@ class Replied:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verified:
-    """What came of an act that was in doubt: done, failed (it had no effect), or unknown, and it stays unknown.
+    """What came of an act in doubt: done, failed (it had no effect), or unknown, and it stays unknown.
 
-    Its verification said so, or another run of it, late.
+    A late reply may have told it, with its ``response`` and ``events``. ``shared``: as in `Replied`.
     """
 
     kind: ClassVar[str] = "verified"
@@ -107,6 +107,9 @@ class Verified:
     attempt: int
     outcome: Outcome
     patch: dict[str, Any] | None = None
+    response: Any = None
+    shared: bool | None = None
+    events: list[dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

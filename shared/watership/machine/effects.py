@@ -6,7 +6,7 @@ So what a log entry owed can be found again from the log: a redelivered message 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from watership.machine import changes as c
@@ -71,12 +71,9 @@ def effects_of(seq: int, changes: Iterable[c.Change]) -> list[Effect]:
                 effects.append(SendCommand(change.step, change.action, change.attempt))
             case c.Replied():
                 if change.action is Action.ACT and change.outcome is Outcome.DONE:
-                    effects.append(NotifyStep(seq, change.step, change.response, change.patch))
-                for event in change.events or ():
-                    index = sum(isinstance(effect, PublishEvent) for effect in effects)
-                    effects.append(PublishEvent(seq, index, change.step, event["name"], event["data"]))
+                    effects.extend(_step_is_done(seq, change))
             case c.Verified(outcome=Outcome.DONE):
-                effects.append(NotifyStep(seq, change.step, None, change.patch))
+                effects.extend(_step_is_done(seq, change))
             case c.Completed():
                 effects.append(NotifyEnd(seq, Status.COMPLETED))
             case c.Compensated():
@@ -86,3 +83,9 @@ def effects_of(seq: int, changes: Iterable[c.Change]) -> list[Effect]:
             case _:
                 pass
     return effects
+
+
+def _step_is_done(seq: int, change: c.Replied | c.Verified) -> Iterator[Effect]:
+    yield NotifyStep(seq, change.step, change.response, change.patch)
+    for index, event in enumerate(change.events or ()):
+        yield PublishEvent(seq, index, change.step, event["name"], event["data"])

@@ -51,8 +51,8 @@ class StepReplied:
 
     ``run`` names that run: the same for a duplicate of the reply, another for another run of the same command.
     ``redelivered``: the command was delivered before, so an earlier run may have had an effect.
-    ``certain``: a barrier says that no run of it has had one. ``known``: the log has this very run already.
-    ``events``: what the step emitted, each with a name and data.
+    ``certain``: a barrier vouches that the outcome holds for every run of this action, so that no doubt is left by another.
+    ``known``: the log has this very run already. ``events``: what the step emitted, each with a name and data.
     """
 
     step: str

@@ -28,7 +28,8 @@ What makes it right when messages are lost, doubled, late or out of order:
 * **An attempt is awaited or it is not** (law 6). A reply to anything else is *stale*: it never moves the saga forward,
   unless it says that an act in doubt was done.
 * **Outcomes only rise** (law 5): done > unknown > failed, over all runs of all attempts. A `failed` that comes from a
-  command which may have been delivered twice counts as unknown, since it speaks for one run only.
+  command which may have been delivered twice counts as unknown, since it speaks for one run only (unless a barrier
+  vouches for all of them).
   A step whose act is done or unknown needs undoing; a step whose act failed does not.
 * **Unknown is asked about, then tried again, then undone** (law 5). That an act had no effect is believed only if no
   other delivery of its command may still run.
@@ -141,6 +142,10 @@ def _context_refused(d: Decision, event: e.ContextRefused) -> None:
 def _step_not_served(d: Decision, event: e.StepNotServed) -> None:
     if not d.state.awaits(event.step, event.action, event.attempt):
         return
+    forward = event.action is Action.ACT and d.state.status is Status.RUNNING
+    if forward and event.redelivered and not d.step_plan(event.step).rerun:
+        run_lost(d, d.step_plan(event.step))  # it ran nothing; who had it before may have, and it must not run twice
+        return
     d.record(c.Postponed(event.step, event.action, event.attempt, event.retry_at_ms, event.redelivered))
     action = d.state.step(event.step).of(event.action)
     if event.action is Action.ACT and d.state.status is Status.COMPENSATING:
@@ -251,9 +256,8 @@ def _dispatch_repeated(d: Decision, event: e.DispatchRepeated) -> None:
         return
     step = d.step_plan(event.step)
     if event.action is Action.ACT and not step.rerun and not event.unsent:
-        run_lost(d, step)
-    else:
-        d.record(c.Resent(event.step, event.action, event.attempt, deadline_ms(d, step), doubtful=not event.unsent))
+        return  # it may have been sent, and must not run twice: its reply, or its deadline, says what came of it
+    d.record(c.Resent(event.step, event.action, event.attempt, deadline_ms(d, step), doubtful=not event.unsent))
 
 
 def _run_interrupted(d: Decision, event: e.RunInterrupted) -> None:

@@ -31,7 +31,7 @@ def step_replied(d: Decision, event: e.StepReplied) -> None:
 
 
 def _replied(d: Decision, event: e.StepReplied, outcome: Outcome, *, final: bool, in_doubt: bool = False) -> None:
-    shared = d.plan is not None and event.action is Action.ACT and event.step in d.plan.group_of
+    shared = event.action is Action.ACT and _is_shared(d, event.step)
     d.record(
         c.Replied(
             event.step,
@@ -80,28 +80,28 @@ def _act_again(d: Decision, step: StepPlan, failure: Failure | None) -> None:
 
 def act_ended(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure | None, *, clashed: bool = False) -> None:
     """No further attempt of this act follows by itself: forward if it is done, else whatever its failure leads to."""
-    act = d.state.step(step.name).act
     if d.state.status is not Status.RUNNING or (outcome is Outcome.DONE and not clashed):
         go_on(d)
         return
-    if d.state.pivoted and act.outcome is Outcome.DONE and not clashed:  # another run of it was done, and told so late
-        d.record(c.Verified(step.name, act.attempt, Outcome.DONE))
-        go_on(d)
-        return
     failure = failure or Failure("unknown", "", f"step {step.name} ended {outcome}", (), step.name)
-    assert d.plan is not None
-    unit = d.plan.unit_of[step.name]
-    if d.state.pivoted and (act.may_have_run or not d.is_pivot(step.name)):
-        _stop(d, step, outcome, failure)
-    elif (
-        isinstance(unit, FallbackPlan)
-        and step is unit.primary
-        and not clashed
-        and unit.takes_over_from(failure.lineage)
-    ):
+    act = d.state.step(step.name).act
+    whole = act.outcome or outcome  # of all its runs: the last one says nothing of those before
+    taken_over = not clashed and _is_taken_over(d, step, failure)
+    if whole is Outcome.DONE and not clashed and (d.state.pivoted or taken_over):
+        d.record(c.Verified(step.name, act.attempt, Outcome.DONE))  # an earlier run was done, as its late reply said
+        go_on(d)
+    elif d.state.pivoted and not (d.is_pivot(step.name) and whole is Outcome.FAILED):
+        _stop(d, step, whole, failure)
+    elif taken_over:
         go_on(d)
     else:
         turn_around(d, failure)
+
+
+def _is_taken_over(d: Decision, step: StepPlan, failure: Failure) -> bool:
+    assert d.plan is not None
+    unit = d.plan.unit_of[step.name]
+    return isinstance(unit, FallbackPlan) and step is unit.primary and unit.takes_over_from(failure.lineage)
 
 
 def _stop(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure) -> None:
@@ -122,11 +122,13 @@ def _stop(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure) -> No
 
 def _clash(d: Decision, step: str, patch: Mapping[str, Any] | None) -> Failure | None:
     """Two members of a parallel group that write one field differently: both are done, the group fails."""
-    group = d.plan.group_of.get(step) if d.plan is not None else None
-    for other in members(group) if group is not None and patch else ():
+    group = d.plan.group_of.get(step) if d.plan is not None and patch else None
+    if group is None or d.plan is None or patch is None:
+        return None
+    for other in members(group):
         state = d.state.peek(other.name)
-        if other.name == step or state is None or not state.own or not patch:
-            continue
+        if d.plan.unit_of[other.name] is d.plan.unit_of[step] or state is None or not state.own:
+            continue  # itself, or the other half of its fallback: those never both stand
         fields = sorted(name for name in patch if name in state.own and state.own[name] != patch[name])
         if fields:
             words = f"steps {other.name} and {step} act in parallel and wrote {', '.join(fields)} differently"
@@ -198,18 +200,33 @@ def _verify_replied(d: Decision, event: e.StepReplied) -> None:
     outcome = event.outcome
     if outcome is Outcome.FAILED and state.act.doubtful:
         outcome = Outcome.UNKNOWN  # no proof: another delivery of the same command may still run
-    resolve_doubt(d, step, outcome, event.patch)
+    _resolve_doubt(d, step, outcome, event)
 
 
-def resolve_doubt(d: Decision, step: StepPlan, outcome: Outcome, patch: dict[str, Any] | None = None) -> None:
-    """What was asked about an act is known, or will not be: verify, then retry, then compensation (law 5)."""
+def _resolve_doubt(d: Decision, step: StepPlan, outcome: Outcome, answer: e.StepReplied) -> None:
+    """What came of an act is known, or will not be: verify, then retry, then compensation (law 5)."""
     state = d.state.step(step.name)
-    failure = state.doubt
-    d.record(c.Verified(step.name, state.act.attempt, outcome, patch if outcome is Outcome.DONE else None))
-    if outcome is not Outcome.DONE and _may_act_again(d, step, outcome, failure):
+    failure, done = state.doubt, outcome is Outcome.DONE
+    clash = _clash(d, step.name, answer.patch) if done else None
+    d.record(
+        c.Verified(
+            step.name,
+            state.act.attempt,
+            outcome,
+            answer.patch if done else None,
+            answer.response if done else None,
+            shared=True if done and _is_shared(d, step.name) else None,
+            events=[dict(emitted) for emitted in answer.events] if done and answer.events else None,
+        )
+    )
+    if not done and _may_act_again(d, step, outcome, failure):
         _act_again(d, step, failure)
     else:
-        act_ended(d, step, outcome, failure)
+        act_ended(d, step, outcome, clash or failure, clashed=clash is not None)
+
+
+def _is_shared(d: Decision, step: str) -> bool:
+    return d.plan is not None and step in d.plan.group_of
 
 
 def run_lost(d: Decision, step: StepPlan) -> None:
@@ -233,18 +250,19 @@ def _stale_reply(d: Decision, event: e.StepReplied) -> None:
         outcome = Outcome.UNKNOWN  # as for an awaited one: this run failed, an earlier one may not have
     if event.known or event.action is not Action.ACT or outcome is Outcome.FAILED or state is None:
         return
-    if event.attempt > state.act.attempt:
+    if event.attempt > state.act.attempt or d.plan is None or event.step not in d.plan.by_name:
         return  # never dispatched as far as this log knows: kept for a person to see
-    aside = passed_over(d, event.step)
+    if outcome is Outcome.DONE and state.act.phase in (Phase.IN_DOUBT, Phase.STOPPED):
+        d.ledger += ": it answers what was in doubt"
+        _resolve_doubt(d, d.step_plan(event.step), Outcome.DONE, event)
+        return
+    # What others may have written since stays as it is: its own compensation sees what it wrote.
+    aside = passed_over(d, event.step) or _is_shared(d, event.step)
     stands = state.act.outcome is Outcome.DONE and state.compensate.phase is Phase.IDLE
-    if stands and not aside:
+    if stands and not passed_over(d, event.step):
         return  # it ran twice; the saga wants it done, and it is
     patch = event.patch if event.outcome is not Outcome.FAILED else None
     d.record(c.LateAct(event.step, event.attempt, event.run, outcome, patch, aside or None))
-    if d.state.step(event.step).act.phase is Phase.IN_DOUBT and outcome is Outcome.DONE:
-        d.ledger += ": it answers what was in doubt"
-        resolve_doubt(d, d.step_plan(event.step), Outcome.DONE)
-        return
     d.ledger += ": merged, and undone"
     _undo_late(d, event.step)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from typing import Any
 
 from watership.adapters.containers import as_container
 from watership.errors import ConfigurationError
+from watership.execution import checked_barrier
 from watership.saga.drivers import EmbeddedRunner
 from watership.saga.mediator import SagaMediator
 from watership.saga.retry import RetryPolicy
@@ -31,6 +33,7 @@ def bootstrap(
     namespace: str = NAMESPACE,
     compensation_retry: RetryPolicy | None = None,
     recover_every_s: float = 5.0,
+    barrier: type[Any] | None = None,
 ) -> SagaMediator:
     """A mediator for the sagas that ``sagas_mapper`` binds.
 
@@ -39,7 +42,8 @@ def bootstrap(
     ``di_container`` is not used here: workers have their own. With none of them, sagas live in memory.
 
     ``compensation_retry`` is for sagas and steps that do not say. ``recover_every_s``: how often sagas that nobody
-    drives are looked for; 0 turns it off. Raises `ConfigurationError` and `DefinitionError`.
+    drives are looked for; 0 turns it off. ``barrier``: the type of the handlers' database session, as for a ``Worker``:
+    every handler that runs in this process runs behind the barrier, in one transaction of it. Raises `ConfigurationError` and `DefinitionError`.
     """
     given = [
         name
@@ -62,7 +66,12 @@ def bootstrap(
         runner = WireRunner(broker_url, namespace=namespace)
     else:
         storage = saga_storage or _storage(database_url, namespace)
-        runner = EmbeddedRunner(storage, as_container(di_container), recover_every_s=recover_every_s)
+        runner = EmbeddedRunner(
+            storage,
+            as_container(di_container),
+            recover_every_s=recover_every_s,
+            barrier=checked_barrier(barrier, di_container),
+        )
     return SagaMediator(saga_map, runner, compensation_retry=compensation_retry)
 
 

@@ -33,7 +33,10 @@ SagaClass = type[Any]  # a subclass of Saga, which itself stands on this module
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """A saga class, compiled: the plan as data, and the classes that its names stand for in this process."""
+    """A saga class, compiled: the plan as data, and the classes that its names stand for in this process.
+
+    ``steps`` has the saga's former steps too: sagas in flight run to their end on the plan that they began with.
+    """
 
     saga: SagaClass
     plan: Plan
@@ -64,7 +67,7 @@ def compile_saga(
         deadline_ms=_milliseconds(saga.deadline_s),
     )
     lint(plan.saga, plan.nodes, plan.pivot, plan.deadline_ms)
-    steps = {step_name(step): step for step in step_types(saga)}
+    steps = {step_name(step): step for step in (*step_types(saga), *saga.former_steps)}
     fallbacks = {step_name(item.step): item for item in _units(saga) if isinstance(item, Fallback)}
     return Definition(saga, plan, context, steps, fallbacks)
 
@@ -76,6 +79,7 @@ def check_class(saga: SagaClass) -> None:
         raise DefinitionError(f"{name}.steps must be a list of step classes, it is a {type(saga.steps).__name__}")
     for index, item in enumerate(saga.steps):
         _check_item(saga, f"{name}.steps[{index}]", item)
+    _check_former_steps(saga)
     if saga.pivot is not None:
         _check_pivot(saga)
     if saga.deadline_s is not None:
@@ -217,6 +221,15 @@ def _check_wait(saga: SagaClass, where: str, wait: Wait) -> None:
     context = context_type(saga)
     if wait.into is not None and isinstance(context, type) and wait.into not in shape_of(context).fields:
         raise DefinitionError(f"{where}: Wait {wait.name}: {context.__name__} has no field {wait.into!r} for its data")
+
+
+def _check_former_steps(saga: SagaClass) -> None:
+    current = {step_name(step) for step in step_types(saga)}
+    for index, step in enumerate(saga.former_steps):
+        where = f"{saga.__name__}.former_steps[{index}]"
+        _check_step(saga, where, step)
+        if step_name(step) in current:
+            raise DefinitionError(f"{where}: {step_name(step)} is one of its steps: list it in one place")
 
 
 def _check_pivot(saga: SagaClass) -> None:

@@ -13,7 +13,6 @@ import uuid
 
 from watership import codec
 from watership.errors import LeaseLost, SagaNotFound, SagaPruned
-from watership.execution import Command, execute
 from watership.machine import events as e
 from watership.machine.apply import apply
 from watership.machine.changes import CompensationBegan
@@ -23,7 +22,7 @@ from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
 from watership.saga.job import Job, LetGo, Seat, Start
 from watership.saga.pruned import why_gone
-from watership.saga.runs import Happening, Runs
+from watership.saga.runs import Happening, Runs, run_action
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
@@ -309,31 +308,10 @@ class Drive:
             return None
         return Happening(e.TimePassed(), "time")
 
-    async def _run(self, name: str, action: Action, state: ActionState) -> Happening:
+    async def _run(self, name: str, action: Action, _: ActionState) -> Happening:
         assert self._plan is not None
-        hands = self._job.hands(name)
-        attempt = state.attempt
-        if hands is None:
-            refused = e.StepNotServed(name, action, attempt, self._now_ms(), refusals_max=1)
-            return Happening(refused, f"not_served:{name}:{action}:{attempt}")
-        command = Command(
-            saga_id=self.saga_id,
-            saga=self._state.name,
-            step=name,
-            action=action,
-            attempt=attempt,
-            idempotency_key=self._state.key_of(name, action),
-            context=self._state.context_for(name, action),
-            timeout_ms=self._plan.by_name[name].timeout_ms,
-        )
-        done = await execute(command, hands)
-        if done.misfit is not None:
-            refused = e.StepNotServed(name, action, attempt, self._now_ms(), refusals_max=1, reason=done.misfit)
-            return Happening(refused, f"not_served:{name}:{action}:{attempt}")
-        reply = e.StepReplied(
-            name, action, attempt, done.run, done.outcome, done.patch, done.response, done.failure, events=done.events
-        )
-        return Happening(reply, f"reply:{name}:{action}:{attempt}:{done.run}", done)
+        timeout_ms = self._plan.by_name[name].timeout_ms
+        return await run_action(self._job, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms())
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._clock_offset_ms

@@ -246,12 +246,19 @@ class EmbeddedRunner:
     """A mediator's back when sagas run in this process."""
 
     def __init__(
-        self, storage: SagaStorage, container: Container, *, recover_every_s: float, clock: Clock | None = None
+        self,
+        storage: SagaStorage,
+        container: Container,
+        *,
+        recover_every_s: float,
+        clock: Clock | None = None,
+        barrier: type[Any] | None = None,
     ) -> None:
         self._storage = storage
         self._container = container
         self._recover_every_s = recover_every_s
         self._clock = clock
+        self._barrier = barrier
         self._definitions: dict[str, Definition] = {}
 
     def bind(self, definitions: Iterable[Definition]) -> None:
@@ -266,13 +273,16 @@ class EmbeddedRunner:
         drivers = drivers_for(self._storage, self._clock)
         drivers.used_by(self)
         for definition in self._definitions.values():
-            drivers.recover_in_background(Job(definition, self._container), every_s=self._recover_every_s)
+            drivers.recover_in_background(self._job(definition), every_s=self._recover_every_s)
         return drivers
+
+    def _job(self, definition: Definition) -> Job:
+        return Job(definition, self._container, barrier=self._barrier)
 
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga, or joins it. Durable on return."""
         drivers = self._drivers()
-        job = Job(definition, self._container)
+        job = self._job(definition)
         data = shape_of(type(context)).dump(context)
         return (await drivers.start(job, data, saga_id)).watch
 
@@ -325,7 +335,7 @@ class EmbeddedRunner:
         definition = self._definitions.get(record.state.name)
         if definition is None:
             raise UnknownSaga(f"saga {saga_id} is a {record.state.name}, which is not bound in this process")
-        return Job(definition, self._container)
+        return self._job(definition)
 
     async def close(self) -> None:
         """Stops driving; what runs is left to recovery."""

@@ -27,6 +27,7 @@ class Job:
     definition: Definition
     container: Container
     build_context: Callable[[dict[str, Any]], Any] | None = None
+    barrier: type[Any] | None = None
 
     def hands(self, step: str) -> Hands | None:
         """How a step is run; None if this process has no such step."""
@@ -35,9 +36,8 @@ class Job:
             return None
         fallback = self.definition.fallbacks.get(step)
         breaker = fallback.circuit_breaker if fallback is not None else None
-        return Hands(
-            handler, context_of(handler, self.definition.context_type), self.container, breaker, self.build_context
-        )
+        context = context_of(handler, self.definition.context_type)
+        return Hands(handler, context, self.container, breaker, self.build_context, self.barrier)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

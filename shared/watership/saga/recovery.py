@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from watership.adapters.containers import as_container
 from watership.errors import SagaCompensated, SagaConflict, SagaParked
+from watership.execution import checked_barrier
 from watership.machine import events as e
 from watership.machine.state import Status
 from watership.saga.compile import compile_saga
@@ -30,12 +31,15 @@ async def recover_saga(
     context_builder: type[Any] | Callable[[dict[str, Any]], Any],
     container: object | None,
     storage: SagaStorage,
+    *,
+    barrier: type[Any] | None = None,
 ) -> None:
     """Brings an interrupted saga to its end, on the plan that it began with.
 
     A saga that was going forward goes on forward: what is done is not run again. One that was being compensated, or
     is, finishes that and raises `SagaCompensated` (a ``RuntimeError``): it never goes forward again. Somebody else
     who drives it is waited for. A parked saga is retried, with a fresh budget of attempts. ``context_builder`` is the context's class, or makes it from the stored dict.
+    ``barrier`` as for `bootstrap`: give it here if it is given there.
     Raises `SagaNotFound`; `SagaParked` if a person is needed; the step's error if it failed during recovery.
     """
     saga_type = saga if isinstance(saga, type) else type(saga)
@@ -53,7 +57,7 @@ async def recover_saga(
     # Whoever calls this for a parked saga is the person that it waits for.
     parked = record.state.parked_reason is not None
     retry = e.RetryRequested("recover_saga", "recover_saga was called for it") if parked else None
-    job = Job(definition, as_container(container), build)
+    job = Job(definition, as_container(container), build, checked_barrier(barrier, container))
     drivers, user = drivers_for(storage), _User()
     drivers.used_by(user)
     try:

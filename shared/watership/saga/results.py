@@ -8,10 +8,10 @@ import uuid
 from typing import Any, Generic
 
 from watership.errors import ResultTimeout
-from watership.execution import response_from_data
 from watership.machine.state import Status
 from watership.saga.compile import Definition
 from watership.saga.models import ContextT, shape_of
+from watership.saga.run import response_from_data
 from watership.saga.step import Remote, SagaStepResult, declared_types
 from watership.saga.watch import SagaWatch, StepDone
 

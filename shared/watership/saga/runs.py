@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import uuid
 from collections.abc import Coroutine
 from typing import Any
 
-from watership.execution import Execution
+from watership.execution import Command, Execution, execute
 from watership.machine import events as e
-from watership.machine.state import Action
+from watership.machine.state import Action, Outcome, SagaState
+from watership.saga.job import Job
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,3 +60,32 @@ class Runs:
         tasks = list(self._tasks.values())
         self._tasks.clear()
         return [done for done in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(done, Happening)]
+
+
+async def run_action(
+    job: Job, state: SagaState, name: str, action: Action, *, timeout_ms: int, now_ms: int
+) -> Happening:
+    """Runs what the saga awaits of one step, and says what came of it."""
+    hands = job.hands(name)
+    attempt = state.step(name).of(action).attempt
+    if hands is None:
+        refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1)
+        return Happening(refused, f"not_served:{name}:{action}:{attempt}")
+    command = Command(
+        saga_id=uuid.UUID(state.saga_id),
+        saga=state.name,
+        step=name,
+        action=action,
+        attempt=attempt,
+        idempotency_key=state.key_of(name, action),
+        context=state.context_for(name, action),
+        timeout_ms=timeout_ms,
+        generation=state.step(name).generation if action is Action.COMPENSATE else 1,
+        acted=state.step(name).act.outcome is Outcome.DONE,
+    )
+    done = await execute(command, hands)
+    if done.misfit is not None:
+        refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1, reason=done.misfit)
+        return Happening(refused, f"not_served:{name}:{action}:{attempt}")
+    reply = done.event(name, action, attempt)
+    return Happening(reply, f"reply:{name}:{action}:{attempt}:{done.run}", done)

@@ -33,6 +33,8 @@ class Saga(Generic[ContextT]):
     is_saga: ClassVar[bool] = True
     #: The steps in order: step classes, `Remote` steps, `Fallback`, `Parallel`, `Sleep` and `Wait`.
     steps: ClassVar[Sequence[type[SagaStepHandler[Any, Any]] | Fallback | Parallel | Sleep | Wait]] = []
+    #: Steps that it had in an earlier version: not a part of its plan, but sagas in flight that began with them run them.
+    former_steps: ClassVar[Sequence[type[SagaStepHandler[Any, Any]]]] = ()
     #: The saga's name on the wire and in the log; its class's name unless set.
     name: ClassVar[str | None] = None
     #: Retries of every compensation whose step does not say; None: three in all, after 0, 1 and 2 seconds.
@@ -61,6 +63,7 @@ class Saga(Generic[ContextT]):
         compensation_retry_count: int | None = None,
         compensation_retry_delay: float | None = None,
         compensation_retry_backoff: float | None = None,
+        barrier: type[Any] | None = None,
     ) -> SagaTransaction[ContextT]:
         """The saga in this process, step by step under the caller's eyes.
 
@@ -71,7 +74,7 @@ class Saga(Generic[ContextT]):
                     ...
 
         An exception that leaves the block before the saga has ended has it compensated. Delays are in seconds,
-        ``compensation_retry_count`` counts all attempts.
+        ``compensation_retry_count`` counts all attempts. ``barrier`` as for `bootstrap`.
         """
         from watership.saga.transaction import SagaTransaction
 
@@ -85,7 +88,7 @@ class Saga(Generic[ContextT]):
                 backoff=2.0 if backoff is None else backoff,
                 jitter=0.0,
             )
-        return SagaTransaction(type(self), context, container, storage, saga_id, retry)
+        return SagaTransaction(type(self), context, container, storage, saga_id, retry, barrier)
 
 
 class SagaMap:

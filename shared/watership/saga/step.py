@@ -178,6 +178,11 @@ def step_name(step: type[SagaStepHandler[Any, Any]]) -> str:
     return step.name or step.__name__
 
 
+def step_source(step: type[SagaStepHandler[Any, Any]]) -> str:
+    """Where its class is: what tells two handlers of one name apart."""
+    return f"{step.__module__}:{step.__qualname__}"
+
+
 def has_compensation(step: type[SagaStepHandler[Any, Any]]) -> bool:
     """Whether there is something to send: it overrides ``compensate``, or its code is elsewhere."""
     if issubclass(step, RemoteStep):
@@ -211,7 +216,10 @@ def declared_types(step: type[SagaStepHandler[Any, Any]]) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepRun:
-    """The run that a handler is in. ``idempotency_key`` is the same for every attempt and every redelivery."""
+    """The run that a handler is in. ``idempotency_key`` is the same for every attempt and every redelivery.
+
+    ``generation`` is 1 for an act; a compensation that must be done again has a new one.
+    """
 
     saga_id: uuid.UUID
     saga: str
@@ -219,6 +227,7 @@ class StepRun:
     action: str
     attempt: int
     idempotency_key: str
+    generation: int = 1
 
 
 _current: ContextVar[StepRun | None] = ContextVar("watership_current_step", default=None)

@@ -9,6 +9,7 @@ from typing import Any, Generic, Self
 
 from watership.adapters.containers import as_container
 from watership.errors import WatershipError
+from watership.execution import checked_barrier
 from watership.machine import events as e
 from watership.saga.compile import Definition, SagaClass, compile_saga
 from watership.saga.driver import Drive
@@ -37,11 +38,12 @@ class SagaTransaction(Generic[ContextT]):
         storage: SagaStorage | None,
         saga_id: uuid.UUID | None,
         compensation_retry: RetryPolicy | None,
+        barrier: type[Any] | None = None,
     ) -> None:
         self.saga_id = saga_id or uuid.uuid4()
         self.completed_steps: list[type[Any]] = []
         self._definition: Definition = compile_saga(saga, compensation_retry=compensation_retry)
-        self._job = Job(self._definition, as_container(container))
+        self._job = Job(self._definition, as_container(container), barrier=checked_barrier(barrier, container))
         self._context = context
         self._storage = storage or MemorySagaStorage()
         self._drivers: Drivers | None = None

@@ -13,6 +13,7 @@ from watership import codec
 from watership.errors import StoreUnavailable
 from watership.machine.changes import change_to_data
 from watership.machine.plan import Plan
+from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminAnswer, AdminRequest, AdminVerb, HandlerOnWire
 from watership.saga.storage.rows import changes_from_json
 from watership.saga.storage.views import saga_view, summary_view
@@ -134,9 +135,10 @@ class MemoryBacking:
         line: Line | None = None,
         *,
         now_s: Callable[[], float] = time.monotonic,
+        machine_version: int = MACHINE_VERSION,
     ) -> None:
         self._line = line or StraightLine()
-        self.store = MemoryStore(database, namespace, self._line)
+        self.store = MemoryStore(database, namespace, self._line, machine_version=machine_version)
         self.plans = MemoryPlanBook(database, namespace, self._line, now_s=now_s)
         self.reader = MemoryReader(database, namespace)
 

@@ -17,6 +17,12 @@ from watership_orchestrator.waiting import (
 )
 
 
+def backed_off(row: WaitingRow, now_ms: int) -> WaitingRow:
+    """The row, to be looked at again only later, each failure twice as much later."""
+    later_ms = now_ms + min(max(now_ms - row.at_ms, BACK_OFF_MIN_MS), BACK_OFF_MAX_MS)
+    return dataclasses.replace(row, look_at_ms=later_ms)
+
+
 class MemoryRows:
     """The part of the store that has these rows. See `watership_orchestrator.store.Store`."""
 
@@ -97,8 +103,7 @@ class MemoryRows:
         for key in rows:
             row = self._database.waiting.get(key)
             if row is not None and row.look_at_ms is not None:
-                later_ms = now_ms + min(max(now_ms - row.at_ms, BACK_OFF_MIN_MS), BACK_OFF_MAX_MS)
-                self._database.waiting[key] = dataclasses.replace(row, look_at_ms=later_ms)
+                self._database.waiting[key] = backed_off(row, now_ms)
 
     def _to_look_at(self) -> list[WaitingRow]:
         now_ms = self._database.now_ms()

@@ -23,7 +23,7 @@ from watership.saga.storage.rows import (
 )
 from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase, Row, WaitingRow
 from watership.testing.memory_line import Line, StraightLine
-from watership.testing.memory_rows import MemoryRows
+from watership.testing.memory_rows import MemoryRows, backed_off
 from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.store import OWED_LOOK_MS, ChangedRow, LedgerLine, NewRow, StoredSaga, stored_saga
 from watership_orchestrator.waiting import WaitingSignal
@@ -32,12 +32,14 @@ from watership_orchestrator.waiting import WaitingSignal
 class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
     """One transaction over many sagas. See `watership_orchestrator.store.Batch`."""
 
-    def __init__(self, database: MemoryDatabase, namespace: str, line: Line) -> None:
+    def __init__(self, database: MemoryDatabase, namespace: str, line: Line, machine_version: int) -> None:
         self._database = database
         self._namespace = namespace
         self._line = line
+        self._version = machine_version
         self.now_ms = 0
         self.broken: dict[uuid.UUID, Exception] = {}
+        self.newer: set[uuid.UUID] = set()
 
     async def __aenter__(self) -> Self:
         await self._line.point("begin")
@@ -64,7 +66,9 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         self.now_ms = self._database.now_ms()
         found: dict[uuid.UUID, StoredSaga] = {}
         for row in [row for key in ours if (row := self._transaction.read(key)) is not None]:
-            if self._is_ours(row):
+            if self._is_ours(row) and row["machine_version"] > self._version:
+                self.newer.add(row["saga_id"])
+            elif self._is_ours(row):
                 try:
                     found[row["saga_id"]] = stored_saga(row)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's alone
@@ -81,7 +85,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
     async def due(self, limit: int) -> list[uuid.UUID]:
         """See `Batch.due`."""
         await self._line.point("due")
-        return self._database.due(self._namespace, self._transaction, limit, MACHINE_VERSION)
+        return self._database.due(self._namespace, self._transaction, limit, self._version)
 
     async def tombstones(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
         """See `Batch.tombstones`."""
@@ -100,6 +104,26 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             waits = self._database.waiting[row]
             kept = dataclasses.replace(waits, look_at_ms=None, judged=words, judged_at_ms=now_ms)
             self._transaction.keep("waiting", row, kept if row.shelf is Shelf.DEAD else None)
+
+    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
+        """See `Batch.back_off`."""
+        if not ids:
+            return
+        await self._line.point("back off")
+        now_ms = self._database.now_ms()
+        for key in sorted(ids):
+            row = self._transaction.read(key)
+            if row is None or row["wake_at_ms"] is None:
+                continue
+            await self._transaction.wait_lock(key)
+            since_ms = row["due_at_ms"] if row["due_at_ms"] is not None else row["updated_at_ms"]
+            wake_at_ms = now_ms + min(max(now_ms - since_ms, at_least_ms), at_most_ms)
+            self._transaction.write(key, {"wake_at_ms": wake_at_ms})
+
+    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
+        """See `Batch.back_off_rows`."""
+        for row in rows:
+            self._transaction.keep("waiting", row, backed_off(self._database.waiting[row], self._database.now_ms()))
 
     async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
         """See `Batch.keep_signals`."""
@@ -179,7 +203,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
 
     def _inserted(self, new: NewRow) -> Row:
         return {
-            **_columns(new.state),
+            **_columns(new.state, self._version),
             "saga_id": new.saga_id,
             "namespace": self._namespace,
             "driver": "orchestrator",
@@ -204,7 +228,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         else:
             wake_at_ms = min(due_at_ms if row["wake_at_ms"] is None else row["wake_at_ms"], due_at_ms)
         return {
-            **_columns(changed.state),
+            **_columns(changed.state, self._version),
             "owed": changed.owed_reason is not None,
             "owed_reason": changed.owed_reason,
             "wake_at_ms": wake_at_ms,
@@ -212,7 +236,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         }
 
 
-def _columns(state: SagaState) -> Row:
+def _columns(state: SagaState, machine_version: int) -> Row:
     return {
         "plan_hash": state.plan_hash,
         "status": state.status.value,
@@ -221,7 +245,7 @@ def _columns(state: SagaState) -> Row:
         "state": state_to_json(state),
         "step": current_step(state),
         "parked_reason": state.parked_reason,
-        "machine_version": MACHINE_VERSION,
+        "machine_version": machine_version,
         "due_at_ms": state.due_at_ms,
     }
 
@@ -229,16 +253,24 @@ def _columns(state: SagaState) -> Row:
 class MemoryStore(MemoryRows):
     """Batches on one database, for one namespace. See `watership_orchestrator.store.Store`."""
 
-    def __init__(self, database: MemoryDatabase, namespace: str, line: Line | None = None) -> None:
+    def __init__(
+        self,
+        database: MemoryDatabase,
+        namespace: str,
+        line: Line | None = None,
+        *,
+        machine_version: int = MACHINE_VERSION,
+    ) -> None:
         self._database = database
         self._namespace = namespace
         self._line = line or StraightLine()
+        self.machine_version = machine_version
 
     def batch(self) -> MemoryBatch:
         """See `Store.batch`."""
-        return MemoryBatch(self._database, self._namespace, self._line)
+        return MemoryBatch(self._database, self._namespace, self._line, self.machine_version)
 
-    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> None:
+    async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
         """See `Store.owe`."""
         now_ms = self._database.now_ms()
         reasons = {key: (seq, reason) for key, seq, reason in lines}
@@ -252,7 +284,7 @@ class MemoryStore(MemoryRows):
             )
             return {"owed": True, "owed_reason": reason, "wake_at_ms": wake_at_ms}
 
-        await self._update("owe", reasons, owed)
+        return await self._update("owe", reasons, owed)
 
     async def settle(self, lines: Sequence[tuple[uuid.UUID, int]]) -> None:
         """See `Store.settle`."""
@@ -265,22 +297,13 @@ class MemoryStore(MemoryRows):
 
         await self._update("settle", seqs, settled)
 
-    async def back_off(self, ids: Collection[uuid.UUID], *, at_least_ms: int, at_most_ms: int) -> None:
-        """See `Store.back_off`."""
-        now_ms = self._database.now_ms()
-
-        def backed_off(_: uuid.UUID, row: Row) -> Row | None:
-            if row["wake_at_ms"] is None:
-                return None
-            since_ms = row["due_at_ms"] if row["due_at_ms"] is not None else row["updated_at_ms"]
-            return {"wake_at_ms": now_ms + min(max(now_ms - since_ms, at_least_ms), at_most_ms)}
-
-        await self._update("back off", ids, backed_off)
-
     async def _update(
         self, what: str, ids: Collection[uuid.UUID], change: Callable[[uuid.UUID, Row], Row | None]
-    ) -> None:
-        """One UPDATE in a transaction of its own: it waits for rows that others have locked, then looks at them afresh."""
+    ) -> set[uuid.UUID]:
+        """One UPDATE in a transaction of its own, RETURNING the ids.
+
+        It waits for rows that others have locked, then looks at them afresh.
+        """
         await self._line.point(what)
         transaction = self._database.begin(self._line)
         try:
@@ -298,3 +321,4 @@ class MemoryStore(MemoryRows):
         finally:
             transaction.roll_back()
         await self._line.point("committed")
+        return set(transaction.rows)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from watership.errors import error_code, error_lineage
 from watership.machine import events as e
 from watership.machine.changes import Change
-from watership.machine.effects import SendCommand
+from watership.machine.effects import PublishEvent, SendCommand
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status
-from watership.saga.compile import compile_saga
+from watership.saga.compile import Definition, compile_saga
 from watership.saga.models import shape_of
 from watership.saga.saga import Saga
+from watership.saga.signals import make_signal, signal_event
+from watership.saga.step import StepEvent, Verified
 
 SAGA_ID = "00000000-0000-4000-8000-000000000001"
 NOW_MS = 1_700_000_000_000
@@ -39,7 +42,10 @@ def given(saga: type[Saga[Any]] | Plan) -> Scenario:
             .expect_status("COMPENSATED")
         )
     """
-    return Scenario(saga if isinstance(saga, Plan) else compile_saga(saga).plan)
+    if isinstance(saga, Plan):
+        return Scenario(saga)
+    definition = compile_saga(saga)
+    return Scenario(definition.plan, definition)
 
 
 class Scenario:
@@ -49,8 +55,9 @@ class Scenario:
     to look at.
     """
 
-    def __init__(self, plan: Plan, *, now_ms: int = NOW_MS) -> None:
+    def __init__(self, plan: Plan, definition: Definition | None = None, *, now_ms: int = NOW_MS) -> None:
         self.plan = plan
+        self._definition = definition
         self.now_ms = now_ms
         self.state = SagaState(SAGA_ID)
         self.log: list[tuple[Change, ...]] = []
@@ -85,10 +92,13 @@ class Scenario:
         *,
         action: str | None = None,
         attempt: int | None = None,
+        events: Sequence[StepEvent] = (),
     ) -> Self:
         """A worker reports "done". Of the action that is under way, and its newest attempt, unless you say which."""
         event = self._reply(step, Outcome.DONE, action, attempt)
-        return self.when(dataclasses.replace(event, patch=dict(patch) if patch else None, response=response))
+        emitted = tuple({"name": one.name, "data": one.data} for one in events)
+        patched = dict(patch) if patch else None
+        return self.when(dataclasses.replace(event, patch=patched, response=response, events=emitted))
 
     def when_failed(
         self,
@@ -107,13 +117,36 @@ class Scenario:
         self,
         step: str,
         patch: Mapping[str, Any] | None = None,
+        error: type[Exception] | Exception | None = None,
         *,
         action: str | None = None,
         attempt: int | None = None,
+        redelivered: bool = False,
     ) -> Self:
         """A worker reports "unknown": it may have had an effect."""
         event = self._reply(step, Outcome.UNKNOWN, action, attempt)
+        failure = _failure(step, error) if error is not None else None
+        patched = dict(patch) if patch else None
+        return self.when(dataclasses.replace(event, patch=patched, failure=failure, redelivered=redelivered))
+
+    def when_verified(
+        self, step: str, answer: Verified | str, patch: Mapping[str, Any] | None = None, *, attempt: int | None = None
+    ) -> Self:
+        """A worker answers what came of an act: "done", "not_done" or "still_unknown"."""
+        outcomes = {
+            Verified.DONE: Outcome.DONE,
+            Verified.NOT_DONE: Outcome.FAILED,
+            Verified.STILL_UNKNOWN: Outcome.UNKNOWN,
+        }
+        event = self._reply(step, outcomes[Verified(answer)], Action.VERIFY, attempt)
         return self.when(dataclasses.replace(event, patch=dict(patch) if patch else None))
+
+    def when_signalled(self, name: str, data: Any = None) -> Self:
+        """Somebody sends the signal ``name``. A scenario of a saga class checks that ``data`` fits, as production does."""
+        signal = make_signal(uuid.UUID(SAGA_ID), name, data, None)
+        if self._definition is None:
+            return self.when(e.SignalReceived(name, signal.data))
+        return self.when(signal_event(self._definition, signal))
 
     def when_not_served(self, step: str, *, refusals_max: int = 60, redelivered: bool = False) -> Self:
         """A worker got the command that is under way, and does not have the step. It is sent again 5 s later."""
@@ -153,6 +186,29 @@ class Scenario:
         """The latest event told a worker to compensate."""
         return self._expect_command(step, Action.COMPENSATE, attempt)
 
+    def expect_verify(self, step: str, *, attempt: int | None = None) -> Self:
+        """The latest event asked a worker what came of the act."""
+        return self._expect_command(step, Action.VERIFY, attempt)
+
+    def expect_waiting(self, name: str, *, seconds: float | None = None) -> Self:
+        """The saga waits in this ``Sleep`` or ``Wait``; ``seconds``: for so long from now, at the longest."""
+        state = self.state.peek(name)
+        if state is None or state.act.phase is not Phase.WAITING or state.act.due_at_ms is None:
+            found = [waiting for waiting, step in self.state.steps.items() if step.act.phase is Phase.WAITING]
+            raise AssertionError(f"expected it to wait in {name}; it waits in {', '.join(found) or 'nothing'}")
+        left_s = (state.act.due_at_ms - self.now_ms) / 1000
+        if seconds is not None and left_s != seconds:
+            raise AssertionError(f"expected {name} to wait for {seconds} s, it waits for {left_s} s")
+        return self
+
+    def expect_event(self, name: str, data: Any = None) -> Self:
+        """The latest event had a step's event published."""
+        found = [effect for effect in self.last.effects if isinstance(effect, PublishEvent)] if self.last else []
+        if all((effect.name, effect.data) != (name, data) for effect in found):
+            told = ", ".join(f"{effect.name} {effect.data!r}" for effect in found)
+            raise AssertionError(f"expected the event {name} with {data!r}; published: {told or 'nothing'}")
+        return self
+
     def expect_no_command(self) -> Self:
         """The latest event told no worker anything (else than what was expected already)."""
         if self._sent:
@@ -174,7 +230,7 @@ class Scenario:
         return self
 
     def expect_refused(self, *words: str) -> Self:
-        """The operator's verb was refused with a reason that has all of ``words``."""
+        """The operator's verb, or the signal, was refused with a reason that has all of ``words``."""
         return self._expect_words("refused", words)
 
     def expect_ledger(self, *words: str) -> Self:

@@ -191,12 +191,21 @@ tombstone_table = sa.Table(
     sa.Column("ended_at_ms", sa.BigInteger, nullable=False),
 )
 
+# An operator's choices, the newest of each saga stands: nobody's hand is overwritten (law 12).
 plan_choice_table = sa.Table(
     "watership_plan_choice",
     Base.metadata,
-    sa.Column("namespace", sa.String(100), primary_key=True),
-    sa.Column("saga", sa.String(200), primary_key=True),
-    sa.Column("plan_hash", sa.String(32), nullable=False, comment="what starts get that name no plan"),
+    sa.Column("choice_id", _COUNTED, sa.Identity(), primary_key=True, autoincrement=True),
+    sa.Column("namespace", sa.String(100), nullable=False),
+    sa.Column("saga", sa.String(200), nullable=False),
+    sa.Column("plan_hash", sa.String(32), comment="what starts get that name no plan; null: the newest again"),
     sa.Column("chosen_at_ms", sa.BigInteger, nullable=False),
     sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+sa.Index(
+    "watership_plan_choice_newest",
+    plan_choice_table.c.namespace,
+    plan_choice_table.c.saga,
+    plan_choice_table.c.choice_id,
 )

@@ -52,7 +52,7 @@ async def write_start(
     }
     now: sa.ColumnElement[int] = sa.literal_column(_CLOCKS[dialect], sa.BigInteger)
     try:
-        await connection.execute(sa.insert(start_table).values(**values, at_ms=now))
+        await connection.execute(sa.insert(start_table).inline().values(**values, at_ms=now))
     except Exception as error:
         if trouble_of(error) is Trouble.NOT_MIGRATED:
             told = explained(error, connection.engine.url)

@@ -106,9 +106,12 @@ def _tombstone_and_choice() -> None:
     )
     op.create_table(
         "watership_plan_choice",
-        sa.Column("namespace", sa.String(100), primary_key=True),
-        sa.Column("saga", sa.String(200), primary_key=True),
-        sa.Column("plan_hash", sa.String(32), nullable=False, comment="what starts get that name no plan"),
+        sa.Column("choice_id", _COUNTED, sa.Identity(), primary_key=True, autoincrement=True),
+        sa.Column("namespace", sa.String(100), nullable=False),
+        sa.Column("saga", sa.String(200), nullable=False),
+        sa.Column("plan_hash", sa.String(32), comment="what starts get that name no plan; null: the newest again"),
         sa.Column("chosen_at_ms", sa.BigInteger, nullable=False),
         sa.Column("actor", sa.String(200), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
     )
+    op.create_index("watership_plan_choice_newest", "watership_plan_choice", ["namespace", "saga", "choice_id"])

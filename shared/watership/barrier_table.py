@@ -1,0 +1,175 @@
+"""The barrier's one table in a participant's own database, and the statements that claim and settle its rows.
+
+It knows SQL and its dialects: PostgreSQL, SQLite, MariaDB and MySQL. What a row count means is the business of `barrier`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import DeclarativeBase
+
+from watership import codec
+from watership.errors import ConfigurationError
+
+BEGUN = "begun"  # its block has not ended; committed like that only by what commits behind our back
+DONE = "done"
+UNDONE = "undone"  # an act that was done, and whose compensation ran
+EMPTY = "empty"  # the compensation came first: the act never ran, and never will
+
+
+class BarrierBase(DeclarativeBase):
+    """The declarative base of the barrier's table: put its ``metadata`` beside your own in Alembic's env."""
+
+
+# Compared byte by byte on MariaDB and MySQL too, where "a" and "A" are equal by default.
+_Name = sa.String(200).with_variant(mysql.VARCHAR(200, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+_Text = sa.Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4"), "mysql", "mariadb")
+
+barrier_table = sa.Table(
+    "watership_barrier",
+    BarrierBase.metadata,
+    sa.Column("saga_id", sa.Uuid().with_variant(sa.Uuid(native_uuid=False), "mysql", "mariadb"), primary_key=True),
+    sa.Column("step", _Name, primary_key=True),
+    sa.Column("action", sa.String(16), primary_key=True),
+    sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("attempt", sa.Integer, nullable=False, comment="the attempt whose run wrote the row"),
+    sa.Column("state", sa.String(16), nullable=False, comment="begun, done, undone or empty"),
+    sa.Column("patch", _Text, comment="JSON: what the run changed in the saga's context"),
+    sa.Column("response", _Text, comment="JSON: what the run answered"),
+    sa.Column("at_ms", sa.BigInteger, nullable=False, comment="by this database's clock"),
+    sa.Index("watership_barrier_at", "at_ms"),
+    mysql_engine="InnoDB",  # one without transactions would guard nothing
+    mariadb_engine="InnoDB",
+)
+
+_row = barrier_table.c
+_MYSQL_NOW = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
+_NOW_MS = {
+    "postgresql": "CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint)",
+    "sqlite": "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)",
+    "mysql": _MYSQL_NOW,
+    "mariadb": _MYSQL_NOW,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was stored. ``patch`` and ``response`` are JSON data."""
+
+    state: str
+    patch: dict[str, Any] | None
+    response: Any
+
+
+class StepRows:
+    """The rows of one step of one saga, on a connection within a transaction."""
+
+    def __init__(self, connection: AsyncConnection, saga_id: uuid.UUID, step: str, attempt: int) -> None:
+        self._connection = connection
+        self._saga_id, self._step, self._attempt = saga_id, step, attempt
+        self._dialect = connection.dialect.name
+        self._now = now_ms(self._dialect)
+
+    async def insert(self, action: str, generation: int, state: str) -> bool:
+        """Whether the row is ours. Waits for a transaction that has just inserted the same, and may roll back yet."""
+        values = {
+            "saga_id": self._saga_id,
+            "step": self._step,
+            "action": action,
+            "generation": generation,
+            "attempt": self._attempt,
+            "state": state,
+            "at_ms": self._now,
+        }
+        insert: Any
+        if self._dialect == "postgresql":
+            insert = postgresql.insert(barrier_table).values(values).on_conflict_do_nothing()
+        elif self._dialect == "sqlite":
+            insert = sqlite.insert(barrier_table).values(values).on_conflict_do_nothing()
+        else:
+            # Not IGNORE, which turns a duplicate into a warning that drivers pass on, and takes a shared lock, so that
+            # two who then want to write wait for each other. An update that changes nothing counts like an insert;
+            # one that does change something counts two.
+            insert = mysql.insert(barrier_table).values(values).on_duplicate_key_update(at_ms=_row.at_ms + 1)
+        return await self._count(insert) == 1
+
+    async def move(self, action: str, generation: int, *, before: tuple[str, ...], after: str) -> bool:
+        """Whether the row went from one of these states to another. Waits for whoever is changing it."""
+        update = (
+            sa.update(barrier_table)
+            .where(*self._is(action, generation), _row.state.in_(before))
+            .values(state=after, at_ms=self._now)
+        )
+        return await self._count(update) == 1
+
+    async def settle(self, action: str, generation: int, patch: dict[str, Any], response: Any) -> bool:
+        """Whether the row of a block that has begun is there still; it is done now."""
+        values = {
+            "state": DONE,
+            "patch": codec.dumps(patch).decode() if patch else None,
+            "response": codec.dumps(response).decode() if response is not None else None,
+        }
+        where = (*self._is(action, generation), _row.state == BEGUN)
+        return await self._count(sa.update(barrier_table).where(*where).values(values)) == 1
+
+    async def read(self, action: str, generation: int | None = None) -> Row | None:
+        """A row as it was committed last, or as we changed it; without a generation, the newest of its action."""
+        # Locked, though it is only read: MariaDB would show it as it was when the transaction first read anything.
+        query = (
+            sa.select(_row.state, _row.patch, _row.response)
+            .where(*self._is(action, generation))
+            .order_by(_row.generation.desc())
+            .limit(1)
+            .with_for_update(read=True)
+        )
+        found = (await self._connection.execute(query)).one_or_none()
+        if found is None:
+            return None
+        state, patch, response = found
+        return Row(
+            state,
+            codec.loads(patch) if patch is not None else None,
+            codec.loads(response) if response is not None else None,
+        )
+
+    def _is(self, action: str, generation: int | None) -> tuple[sa.ColumnElement[bool], ...]:
+        mine = (_row.saga_id == self._saga_id, _row.step == self._step, _row.action == action)
+        return mine if generation is None else (*mine, _row.generation == generation)
+
+    async def _count(self, statement: Any) -> int:
+        return (await self._connection.execute(statement)).rowcount
+
+
+def now_ms(dialect: str) -> sa.ColumnElement[int]:
+    """The database's clock, in milliseconds. Raises `ConfigurationError` for a dialect that the barrier does not speak."""
+    found = _NOW_MS.get(dialect)
+    if found is None:
+        raise ConfigurationError(
+            f"the barrier knows {', '.join(sorted(_NOW_MS))}; this session is on {dialect}, where it was never tried"
+        )
+    return sa.literal_column(found, sa.BigInteger)
+
+
+async def delete_older(connection: AsyncConnection, older_than_ms: int, limit: int) -> int:
+    """Deletes at most ``limit`` rows that did not change for so long; how many it deleted."""
+    old = _row.at_ms < now_ms(connection.dialect.name) - older_than_ms
+    key = sa.tuple_(_row.saga_id, _row.step, _row.action, _row.generation)
+    keys = (
+        await connection.execute(
+            sa.select(_row.saga_id, _row.step, _row.action, _row.generation)
+            .where(old)
+            .order_by(_row.at_ms)
+            .limit(limit)
+        )
+    ).all()
+    if not keys:
+        return 0
+    # `old` again: a compensation may have come in between, and made the row of its act young.
+    deleted = await connection.execute(sa.delete(barrier_table).where(key.in_([tuple(found) for found in keys]), old))
+    return deleted.rowcount

@@ -1,0 +1,112 @@
+"""One run of a handler, seen from inside: its context before and now, and what a barrier decided in it.
+
+For `execution`, which makes it, and `barrier`, which finds it. It must never know a database or a container.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import pydantic
+
+from watership import codec
+from watership.errors import AlreadyHandled
+from watership.response import Response
+from watership.saga.models import Shape, patch_between
+from watership.saga.step import StepRun
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Block:
+    """A barrier's block, and what became of its transaction.
+
+    ``patch`` and ``response`` are what it wrote for later runs of the same action, once it has ``ended``. ``answers``: a
+    response was set inside it, and ``answer`` is that object.
+    """
+
+    ended: bool = False
+    patch: dict[str, Any] = dataclasses.field(default_factory=dict)
+    response: Any = None
+    answers: bool = False
+    answer: Any = None
+    committing: bool = False  # a commit was begun: from here only the database knows whether it took place
+    rolled_back: bool = False
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class HandlerRun:
+    """What is known of the run that a handler is in.
+
+    ``before``: the context as the run found it, as JSON data of its class; ``whole``: all of it, with the fields that this
+    class does not have. ``acted``: the saga's log has the act as done, so that what it changed is in the context.
+    """
+
+    step: StepRun
+    context: Any
+    shape: Shape[Any]
+    before: dict[str, Any]
+    whole: Mapping[str, Any]
+    acted: bool = False
+    block: Block | None = None
+    handled: AlreadyHandled | None = None
+
+    @property
+    def where(self) -> str:
+        """The run in words, for a message."""
+        return f"saga {self.step.saga_id}, step {self.step.step}"
+
+    def patch(self) -> dict[str, Any]:
+        """What the run changed so far. Raises `InvalidPayload` or `LimitExceeded` if it could not be kept."""
+        patch = patch_between(self.before, self.shape.dump(self.context))
+        if patch:
+            codec.encode_context({**self.whole, **patch}, what=f"{self.where}: the context")
+        return patch
+
+    def restore(self, patch: Mapping[str, Any]) -> None:
+        """Gives the context what an earlier run changed, and the saga was never told."""
+        self.shape.assign(self.context, {**self.whole, **patch}, patch)
+
+    def response_data(self, response: Any) -> Any:
+        """A response as JSON data. Raises `TypeError`, `InvalidPayload` or `LimitExceeded`."""
+        if response is None:
+            return None
+        if isinstance(response, pydantic.BaseModel):
+            data: Any = response.model_dump(mode="json")
+        else:
+            try:
+                data = _adapter_of(type(response)).dump_python(response, mode="json")
+            except (pydantic.errors.PydanticUserError, ValueError, TypeError) as error:
+                raise TypeError(f"the response of step {self.step.step} cannot be written as JSON: {error}") from error
+        codec.encode_response(data, what=f"{self.where}: the response")
+        return data
+
+
+_adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}
+
+
+def _adapter_of(cls: Any) -> pydantic.TypeAdapter[Any]:
+    adapter = _adapters.get(cls)
+    if adapter is None:
+        adapter = _adapters[cls] = pydantic.TypeAdapter(cls)
+    return adapter
+
+
+def response_from_data(declared: Any, data: Any) -> Any:
+    """A response from the wire, as the handler's declared type; as JSON data where that does not say or not fit."""
+    if data is None or declared is Any or declared is None or declared is Response:
+        return Response() if declared is Response and data == {} else data
+    try:
+        return _adapter_of(declared).validate_python(data)
+    except pydantic.ValidationError:
+        return data
+
+
+_run: ContextVar[HandlerRun | None] = ContextVar("watership_handler_run", default=None)
+
+
+def current_run() -> HandlerRun | None:
+    """The run that the caller is in; None outside a handler."""
+    return _run.get()

@@ -1,0 +1,71 @@
+"""What an engine does when the broker does not confirm, and the saga has moved before that can be marked in its row."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+
+from watership.bus.memory import MemoryBroker, MemoryBus
+from watership.bus.protocol import Fate, Message
+from watership.bus.topology import Topology
+from watership.machine.nodes import RetryPlan, StepPlan
+from watership.machine.plan import Plan
+from watership.machine.state import Action
+from watership.messages import ErrorOnWire, RegisterWorker, ReplyOutcome, StartSaga, StepReply
+from watership.testing.memory_database import MemoryDatabase
+from watership.testing.memory_plans import MemoryBacking
+from watership_orchestrator.engine import Engine
+from watership_orchestrator.judgement import Arrival
+
+SAGA_ID = uuid.UUID(int=1)
+TOPOLOGY = Topology("test")
+PLAN = Plan("Order", (StepPlan("A", "a", compensation_retry=RetryPlan()), StepPlan("B", "b")))
+
+
+class Deaf(MemoryBus):
+    """Delivers, and never says so; ``meanwhile`` happens before it gives up."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def publish(self, messages: Sequence[Message]) -> list[Fate]:
+        fates = await super().publish(messages)
+        if self.meanwhile is None:
+            return fates
+        await self.meanwhile()
+        return [Fate.UNCONFIRMED] * len(messages)
+
+
+def reply(step: str, outcome: str, run: str, action: Action = Action.ACT) -> StepReply:
+    error = ErrorOnWire(code="boom") if outcome == "failed" else None
+    return StepReply(
+        saga_id=SAGA_ID, step=step, action=action, attempt=1, run=run, outcome=ReplyOutcome(outcome), error=error
+    )
+
+
+async def test_a_message_whose_saga_moved_before_it_could_owe_comes_again() -> None:
+    """Law 1: the news that a saga is parked was not confirmed, and a late act moved the saga meanwhile."""
+    broker, database = MemoryBroker(), MemoryDatabase(lambda: 1_000_000)
+    buses = [Deaf(broker), Deaf(broker)]
+    engines = []
+    for bus in buses:
+        await bus.open()
+        await bus.declare(TOPOLOGY.exchanges(), [*TOPOLOGY.orchestrator_queues(), TOPOLOGY.step_queue("a")])
+        await bus.declare([], [TOPOLOGY.step_queue("b")])
+        backing = MemoryBacking(database, "test")
+        await backing.plans.register(RegisterWorker(worker="w", plans=(PLAN.to_data(),)))
+        engines.append(Engine(backing.store, bus, backing.plans, TOPOLOGY))
+    one, other = engines
+    await one.process([Arrival(SAGA_ID, StartSaga(saga="Order", saga_id=SAGA_ID, context={}))])
+    await one.process([Arrival(SAGA_ID, reply("A", "done", "1"))])
+    await one.process([Arrival(SAGA_ID, reply("B", "failed", "2"))])
+    late = Arrival(SAGA_ID, reply("B", "done", "late"))
+    buses[0].meanwhile = lambda: other.process([late])
+    parks = Arrival(SAGA_ID, reply("A", "failed", "3", Action.COMPENSATE))
+    result = await one.process([parks])
+    row = database.sagas[SAGA_ID]
+    assert row["parked_reason"] is not None
+    assert not row["owed"]
+    assert result.redeliver == [parks], "its message is what brings the news again"
+    buses[0].meanwhile = None
+    parks.redelivered = True
+    assert (await one.process([parks])).redeliver == []
