@@ -5,13 +5,13 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from watership.testing import torture
-from watership.testing.torturing.report import Kind, Report
+from watership.testing.torturing.report import Kind, TortureReport
 
 from tests.support import tortured_bank as bank
 from tests.support.tortured_bank import Transfer
 
 
-def sentences(report: Report) -> str:
+def sentences(report: TortureReport) -> str:
     return "\n".join(finding.sentence for finding in report.findings)
 
 
