@@ -11,7 +11,7 @@ import pytest
 
 from watership import ConfigurationError, DefinitionError, Remote, Response, Saga, SagaStepHandler, Wait
 from watership.testing import succeeds, torture, torture_sync, unknown
-from watership.testing.torturing.report import Kind, Report, Verdict
+from watership.testing.torturing.report import Kind, TortureReport, Verdict
 from watership_orchestrator.orchestrator import Orchestrator
 from watership_worker import consumer
 from watership_worker.replier import Replier
@@ -20,11 +20,11 @@ from tests.support import tortured_shop as shop
 from tests.support.tortured_shop import Order
 
 
-def kinds(report: Report) -> set[Kind]:
+def kinds(report: TortureReport) -> set[Kind]:
     return {finding.kind for finding in report.findings}
 
 
-def sentences(report: Report) -> str:
+def sentences(report: TortureReport) -> str:
     return "\n".join(finding.sentence for finding in report.findings)
 
 

@@ -16,10 +16,11 @@ from typing import Any, TypeVar, cast
 
 from watership.adapters.circuit_breaker import Breakers
 from watership.container import Container, Scope
-from watership.errors import OutcomeUnknown
+from watership.errors import AlreadyHandled, OutcomeUnknown
 from watership.machine.plan import Plan
 from watership.machine.state import Action
 from watership.saga.compile import Definition, Step
+from watership.saga.run import current_run
 from watership.saga.saga import SagaMap
 from watership.saga.step import RemoteStep, SagaStepHandler, StepRun, _current, current_step, step_name
 from watership.testing.inline_sqlite import before_write
@@ -34,8 +35,6 @@ from watership_worker.worker import Worker
 T = TypeVar("T")
 
 BURY_WITHIN_S = 60.0
-BARRIER_TABLE = "watership_barrier"
-ANSWERED = "AlreadyHandled"  # what a barrier leaves a handler by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +62,6 @@ class RiggedWorker(Worker):
 
     Making one compiles the saga; `for_process` gives the same to another process, as a start of it would.
     """
-
-    _barrier: type[Any] | None = None
 
     def _add_saga(self, definition: Definition, wanted: set[str] | None) -> None:
         super()._add_saga(definition, wanted)
@@ -200,7 +197,6 @@ class _RiggedHandler:
         journal.runs.append(run)
 
         async def written(what: str) -> None:
-            run.careful = run.careful or BARRIER_TABLE in what
             self._rig.watch.tell(process, f"{name}: {what}")
             await process.point(f"{name}: {what}")
 
@@ -218,11 +214,13 @@ class _RiggedHandler:
             self._rig.watch.tell(process, f"{name} ran to its end")
             return value
         except BaseException as error:
-            run.answered = type(error).__name__ == ANSWERED
+            run.answered = isinstance(error, AlreadyHandled)
             self._rig.watch.tell(process, f"{name} ended by {type(error).__name__}: {error}")
             raise
         finally:
             run.ended = journal.tick()
+            inside = current_run()
+            run.careful = run.careful or (inside is not None and inside.block is not None)
             _current.reset(noticing)
             before_write.reset(writing)
 

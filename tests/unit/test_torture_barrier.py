@@ -1,0 +1,48 @@
+"""Torture, and handlers behind the barrier on a database in virtual time."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from watership.testing import torture
+from watership.testing.torturing.report import Kind, TortureReport
+
+from tests.support import tortured_bank as bank
+from tests.support.tortured_bank import Transfer
+
+
+def sentences(report: TortureReport) -> str:
+    return "\n".join(finding.sentence for finding in report.findings)
+
+
+async def test_nothing_is_found_in_handlers_whose_whole_effect_is_behind_the_barrier() -> None:
+    report = await torture(bank.TransferSaga, Transfer(), fresh=bank.fresh, only="worker Debit")
+    assert report.ok, report
+    assert report.checked
+    points = {cell.name for run in report.runs for cell in run.cells}
+    assert {"Debit.act: INSERT watership_barrier", "Debit.act: UPDATE account", "Debit.act: COMMIT"} <= points
+
+
+async def test_handlers_behind_the_barrier_are_not_suspected_without_a_check() -> None:
+    async def unchecked() -> bank.BankContainer:
+        return (await bank.fresh())[0]
+
+    report = await torture(bank.TransferSaga, Transfer(), fresh=unchecked, only="Debit.act")
+    assert report.ok, report
+    assert not report.checked
+
+
+async def test_an_effect_that_is_partly_outside_of_the_block_is_found() -> None:
+    report = await torture(
+        bank.HalfOutsideSaga, Transfer(), fresh=bank.fresh, only="crash worker Debit.act: UPDATE account"
+    )
+    assert {finding.kind for finding in report.findings} == {Kind.UNBALANCED}
+    assert "COMPLETED, but your check says: the accounts are {'ann': 7900, 'ben': 4200}" in sentences(report)
+    assert report.findings[0].fault == "crash of the worker in Debit.act, before its UPDATE account (time 2)"
+
+
+async def test_a_worker_with_a_barrier_of_its_own_is_tortured_as_well() -> None:
+    found = await torture(bank.PlainSaga, Transfer(), fresh=bank.fresh, only="crash worker Debit.act has run 1")
+    assert not found.ok
+    report = await torture(bank.PlainSaga, Transfer(), fresh=bank.fresh, barrier=AsyncSession, only="worker Debit")
+    assert report.ok, report
