@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -128,13 +128,21 @@ def within_limits(state: SagaState, reply: StepReply) -> StepReply:
     """A reply whose patch takes the context over its limit: the step may have acted, and its changes cannot be kept."""
     if not reply.patch:
         return reply
-    size = len(codec.dumps({**state.context, **reply.patch}))
-    if size <= codec.CONTEXT_BYTES_MAX:
+    over = _over_the_limit(state, reply.patch, f"saga {reply.saga_id}, step {reply.step}")
+    if over is None:
         return reply
-    over = LimitExceeded(
-        f"saga {reply.saga_id}, step {reply.step}: the context's size in bytes",
-        value=size,
-        limit=codec.CONTEXT_BYTES_MAX,
-    )
     error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
     return reply.model_copy(update={"outcome": ReplyOutcome.UNKNOWN, "patch": None, "response": None, "error": error})
+
+
+def too_large(state: SagaState, field: str, data: Any) -> str | None:
+    """Why a signal's data has no room in the context; None: it has."""
+    over = _over_the_limit(state, {field: data}, field)
+    return str(over) if over is not None else None
+
+
+def _over_the_limit(state: SagaState, patch: Mapping[str, Any], what: str) -> LimitExceeded | None:
+    size = len(codec.dumps({**state.context, **patch}))
+    if size <= codec.CONTEXT_BYTES_MAX:
+        return None
+    return LimitExceeded(f"{what}: the context's size in bytes", value=size, limit=codec.CONTEXT_BYTES_MAX)

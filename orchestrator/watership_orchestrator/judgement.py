@@ -19,7 +19,16 @@ from watership.machine.react import Reaction, react
 from watership.machine.state import Action, Outcome, SagaState, Status
 from watership.messages import MISFIT, AdminRequest, AdminVerb, ReplyOutcome, Signal, StartSaga, StepReply
 from watership.saga.storage.protocol import LogEntry
-from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, Tombstone, within_limits
+from watership_orchestrator.arrivals import (
+    UNREADABLE,
+    Arrival,
+    Mark,
+    Plans,
+    Rejection,
+    Tombstone,
+    too_large,
+    within_limits,
+)
 from watership_orchestrator.judged import Judgement
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_unsent
 from watership_orchestrator.store import StoredSaga
@@ -241,7 +250,7 @@ class _Judge:
         wait = plan.waits.get(signal.name) if plan is not None else None
         trouble = None
         if plan is not None and wait is not None and wait.into is not None:
-            trouble = self.plans.field_trouble(plan, wait.into, signal.data)
+            trouble = self.plans.field_trouble(plan, wait.into, signal.data) or too_large(state, wait.into, signal.data)
         reaction = self._follow(plan, e.SignalReceived(signal.name, signal.data, trouble), cause)
         if reaction.refused is not None:
             self._refuse(arrival, reaction.refused, signal.to_body())
