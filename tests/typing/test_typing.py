@@ -17,6 +17,7 @@ from tests.typing.readme_blocks import blocks, programs
 
 BIN = Path(sys.executable).parent
 README = ROOT / "README.md"
+ONE_PROGRAM_EACH = [ROOT / "docs/flow.md"]
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.py"))
 PUBLIC_FACE = ROOT / "tests/typing/public_face.py"
 SOURCE_ROOTS = [ROOT, ROOT / "shared", ROOT / "orchestrator", ROOT / "worker"]
@@ -51,6 +52,8 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checked]:
     directory = tmp_path_factory.mktemp("typing")
     for name, program in programs(README.read_text()).items():
         (directory / name).write_text(program)
+    for page in ONE_PROGRAM_EACH:
+        (directory / f"page_{page.stem}.py").write_text("\n\n".join(blocks(page.read_text())))
     files = [*map(str, sorted(directory.glob("*.py"))), *map(str, EXAMPLES), str(PUBLIC_FACE)]
     with ThreadPoolExecutor() as pool:
         mypy = pool.submit(run_mypy, files, directory)
