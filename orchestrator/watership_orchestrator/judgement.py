@@ -246,9 +246,7 @@ class _Judge:
         wait = plan.waits.get(signal.name) if plan is not None else None
         trouble = None
         if plan is not None and wait is not None and wait.into is not None:
-            trouble = self.plans.field_trouble(plan, wait.into, signal.data) or too_large(
-                {**state.context, wait.into: signal.data}
-            )
+            trouble = self.plans.field_trouble(plan, wait.into, signal.data) or too_large(state, wait.into, signal.data)
         reaction = self._follow(plan, e.SignalReceived(signal.name, signal.data, trouble), cause)
         if reaction.refused is not None:
             self._refuse(arrival, reaction.refused, signal.to_body())
