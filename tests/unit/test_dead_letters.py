@@ -56,7 +56,7 @@ def delivery(body: bytes, kind: str | None, headers: Any, **more: Any) -> Delive
         (REPLY, "delivery_limit", True),
         (REPLY, "rejected", False),
         (COMMAND, "delivery_limit", True),
-        (COMMAND, "expired", False),
+        (COMMAND, "expired", True),
         (COMMAND, "rejected", False),
         (AdminRequest(verb=AdminVerb.LIST), "delivery_limit", False),
     ],
