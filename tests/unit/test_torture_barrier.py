@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy.ext.asyncio import AsyncSession
+import gc
 
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from watership import Saga
 from watership.testing import torture
 from watership.testing.torturing.report import Kind, TortureReport
 
@@ -46,3 +50,22 @@ async def test_a_worker_with_a_barrier_of_its_own_is_tortured_as_well() -> None:
     assert not found.ok
     report = await torture(bank.PlainSaga, Transfer(), fresh=bank.fresh, barrier=AsyncSession, only="worker Debit")
     assert report.ok, report
+
+
+class BeginningDebit(bank.PlainDebit):
+    """`sessionmaker.begin()` commits in a task of its own, which dies with its worker as well."""
+
+    async def act(self, context: Transfer) -> None:
+        async with async_sessionmaker(self.session.bind).begin() as self.session:
+            await super().act(context)
+
+
+class BeginningSaga(Saga[Transfer]):
+    steps = [BeginningDebit]
+
+
+async def test_what_dead_workers_held_open_is_closed_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    report = await torture(BeginningSaga, Transfer(), fresh=bank.fresh, only="crash worker Debit.act")
+    assert {run.status for run in report.runs} == {"COMPLETED"}
+    gc.collect()  # what was left open would be complained of now, which fails the test
+    assert not caplog.records
