@@ -31,6 +31,7 @@ log = logging.getLogger("watership.orchestrator")
 NEWEST_FRESH_S = 1.0
 NEWEST_MAX = 10_000
 HANDLER_ALIVE_MS = 180_000
+SERVED_FRESH_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,6 +60,12 @@ class PlanCache(abc.ABC):
         self._by_hash: dict[str, Plan] = {}
         self._newest: dict[str, _Newest] = {}
         self._validators: dict[str, Any] = {}
+        self._served: frozenset[str] | None = None
+        self._served_at_s = float("-inf")
+
+    async def _find_served(self) -> frozenset[str] | None:
+        """The steps that workers have announced of late; None: nobody keeps that."""
+        return None
 
     @abc.abstractmethod
     async def _find(self, hashes: set[str], names: set[str]) -> Sequence[PlanRow]:
@@ -79,8 +86,10 @@ class PlanCache(abc.ABC):
         stale = {name for name in names if self._is_stale(name, now_s)}
         if wanted or stale:
             await self._read(wanted, stale, now_s)
+        if now_s - self._served_at_s >= SERVED_FRESH_S:
+            self._served, self._served_at_s = await self._find_served(), now_s
         newest = {name: entry.plan for name, entry in self._newest.items() if entry.plan is not None}
-        return Plans(self._by_hash, newest, self._trouble_with, self._field_trouble)
+        return Plans(self._by_hash, newest, self._trouble_with, self._field_trouble, self._served)
 
     def _is_stale(self, name: str, now_s: float) -> bool:
         entry = self._newest.get(name)
@@ -113,8 +122,13 @@ class PlanCache(abc.ABC):
         schema = plan.context_schema.get("properties", {}).get(field)
         if schema is None:
             return f"the context of {plan.saga} has no field {field}"
-        definitions = {"$defs": plan.context_schema["$defs"]} if "$defs" in plan.context_schema else {}
-        return self._trouble(f"{plan.hash}.{field}", {**schema, **definitions}, value)
+        branches = [branch for branch in schema.get("anyOf", ()) if branch.get("type") != "null"]
+        if value is not None and len(branches) == 1:
+            schema = branches[0]  # what is wrong about it is said by the one type that it may have
+        whole: dict[str, Any] = {"properties": {field: schema}}  # so that what is wrong is said with the field's name
+        if "$defs" in plan.context_schema:
+            whole["$defs"] = plan.context_schema["$defs"]
+        return self._trouble(f"{plan.hash}.{field}.{value is None}", whole, {field: value})
 
     def _trouble(self, key: str, schema: Mapping[str, Any], value: Any) -> str | None:
         validator = self._validators.get(key)
@@ -192,6 +206,15 @@ class PlanBook(PlanCache):
         async with self._engine.connect() as connection:
             rows = (await connection.execute(query)).all()
         return [PlanRow(row.plan_hash, row.saga, row.plan) for row in rows]
+
+    async def _find_served(self) -> frozenset[str] | None:
+        table = handler_table.c
+        now_ms = sa.literal_column("extract(epoch FROM clock_timestamp()) * 1000", sa.BigInteger)
+        query = sa.select(table.step).where(
+            table.namespace == self._namespace, table.seen_at_ms > now_ms - HANDLER_ALIVE_MS
+        )
+        async with self._engine.connect() as connection:
+            return frozenset((await connection.execute(query)).scalars())
 
     # --- registering
 

@@ -15,7 +15,7 @@
     ├── SignalRefused              the saga does not wait for this signal, or its data does not fit
     ├── SagaParked                 the saga needs a person; the reason is in words
     ├── SagaCompensated            recovery found it being undone, and finished that
-    ├── SagaCancelled              an operator had the saga undone, or abandoned it
+    ├── SagaCancelled              a person, its deadline or a signal had the saga undone: no step of it failed
     ├── ResultTimeout              the saga has not ended within the time that the caller would wait
     ├── LeaseLost                  another process drives this saga now; this one wrote nothing
     ├── BrokerUnavailable          RabbitMQ cannot be reached, or refuses us
@@ -130,7 +130,9 @@ class SagaCompensated(WatershipError, RuntimeError):
 
 
 class SagaCancelled(WatershipError):
-    """An operator had the saga undone or abandoned: no step of it failed."""
+    """The saga was undone though no step of it failed: by a person, by its deadline, or by a signal that said no or did
+    not come. The message says which.
+    """
 
     code = "saga_cancelled"
 

@@ -48,6 +48,7 @@ async def chaos(given: argparse.Namespace, guardian: Guardian) -> Outcome:
         sagas=given.sagas or round(given.minutes * 1_000),
         cast=CAST,
         only=tuple(given.only),
+        queue_within_s=15.0,
     )
     directory = given.keep or Path(tempfile.mkdtemp(prefix="watership-chaos-logs-"))
     directory.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import asyncpg
 
 from tests.chaos import books
 from tests.chaos.evidence import Evidence, gather
-from tests.chaos.ground import Ground
+from tests.chaos.ground import Ground, PrivateGround
 from tests.chaos.guardian import Guardian
 from tests.chaos.laws import Breach, breaches
 from tests.chaos.nemeses import Nemesis, all_nemeses
@@ -36,7 +36,7 @@ SETTLED = "status IN ('COMPLETED', 'COMPENSATED') AND NOT owed OR parked_reason 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a run is. ``only``: groups of nemeses, none for all; ``named``: their names, none for all of a group."""
+    """What a run is. ``only``: groups of nemeses, none for all; ``adjust`` chooses among them, or changes their pace."""
 
     seed: int
     faults_s: float
@@ -44,6 +44,7 @@ class Options:
     cast: dict[str, int]
     drain_within_s: float = 60.0
     only: tuple[str, ...] = ()
+    queue_within_s: float = 5.0  # of the steps: with their time and a grace, when a lost command is due
     adjust: Callable[[Sequence[Nemesis]], Sequence[Nemesis]] = lambda nemeses: nemeses
 
 
@@ -64,7 +65,8 @@ async def run(
     """The run. Raises only what is wrong with the run itself: what the system does wrong is in the outcome."""
     say(f"chaos: seed {options.seed}; {ground.description}")
     load = (options.seed, options.sagas, options.sagas / options.faults_s)
-    system = System(ground, guardian, directory, load, SETTINGS)
+    settings = {**SETTINGS, "CHAOS_QUEUE_WITHIN_S": str(options.queue_within_s)}
+    system = System(ground, guardian, directory, load, settings)
     async with system.running(options.cast):
         nemeses, out_of_reach = all_nemeses(system)
         for sentence in out_of_reach:
@@ -78,6 +80,9 @@ async def run(
         say(f"{options.faults_s:6.1f} s  all is healed; {await _standing(ground)}")
         drained_s = await _drained(system, options)
         say(f"drained after {drained_s:.1f} s" if drained_s is not None else "NOT drained in time")
+        if drained_s is None and isinstance(ground, PrivateGround):
+            say(await ground.broker.control("list_policies"))
+            say(await ground.broker.control("list_queues", "name", "policy", "messages_ready", "messages", "consumers"))
         await _heard(system)
         evidence = await gather(ground.database_url, ground.books_url, ground.namespace, system.kills)
         words = dict(zip(WORDS, system.lines(*WORDS.values()).values(), strict=True))

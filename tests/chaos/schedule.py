@@ -93,7 +93,7 @@ class Season:
                     break
                 except Miss as why:
                     what, missed = str(why), True
-                if self._now_s > strike.at_s + LATE_S:
+                if self._now_s > min(strike.at_s + LATE_S, until_s):
                     break
                 await asyncio.sleep(TRY_AGAIN_S)
             struck = Struck(name, what, self._now_s, missed=missed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import uuid
 from collections.abc import Iterator
 
@@ -17,6 +18,10 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from watership import Response, Saga, SagaContext, SagaMap, SagaStepHandler
+from watership.bus.protocol import Fate, Message
+from watership.bus.rabbit import RabbitBus
+from watership.bus.rabbit import bus as bus_module
+from watership.bus.topology import Topology
 from watership_worker import Worker
 
 from tests.chaos.ground import POLICIES, PrivateGround
@@ -83,6 +88,36 @@ async def test_a_full_step_queue_does_not_stop_replies(private: PrivateGround) -
         await system.worker(Worker(sagas_mapper=sagas, only=[Send]))
         await private.broker.control("clear_policy", "full")
         await look_until_completed(system, parcels)
+
+
+async def test_a_queue_whose_limit_was_lifted_takes_messages_again(
+    private: PrivateGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker may forget to say so to a channel that it refused: not each time, so this is tried with some queues."""
+    monkeypatch.setattr(bus_module, "REPLACE_EVERY_S", 0.5)
+    count = itertools.count()
+    async with contextlib.AsyncExitStack() as stack:
+        buses = [RabbitBus(private.broker_url) for _ in range(3)]
+        for bus in buses:
+            await bus.open()
+            stack.push_async_callback(bus.close)
+
+        async def fates(bus: RabbitBus, queue: str) -> set[Fate]:
+            messages = [Message("", queue, b"{}", "t", f"m{next(count)}") for _ in range(20)]
+            return set(await bus.publish(messages))
+
+        for number in range(4):
+            topology = Topology(f"lifted{number}")
+            queue = topology.step_queue("Send")
+            await buses[0].declare(topology.exchanges(), [queue])
+            await private.broker.control("set_policy", "--priority", "20", "full", "step[.]Send$", FULL)
+            async with asyncio.timeout(30):
+                while [await fates(bus, queue.name) for bus in buses] != [{Fate.REFUSED}] * len(buses):
+                    await asyncio.sleep(0.1)
+            await private.broker.control("clear_policy", "full")
+            async with asyncio.timeout(30):
+                while [await fates(bus, queue.name) for bus in buses] != [{Fate.CONFIRMED}] * len(buses):
+                    await asyncio.sleep(0.1)
 
 
 async def look_until_completed(system: Running, sagas: list[uuid.UUID]) -> None:

@@ -10,7 +10,7 @@ from watership.machine.state import Action, Outcome, SagaState, Status
 from watership.messages import StepReply
 
 from tests.simulation.laws import Laws
-from tests.simulation.town import Effect, Town
+from tests.simulation.town import Effect, Kind, Town
 
 Offence = tuple[str, str]
 
@@ -31,19 +31,17 @@ def _unit(laws: Laws, town: Town, saga_id: uuid.UUID, state: SagaState, unit: Un
     stands = members[-1].name if len(members) == 2 and members[1].name in state.steps else members[0].name
     for step in members:
         effects = [one for one in town.effects if one.saga_id == saga_id and one.step == step.name]
-        barrier = town.manners[step.name].barrier
+        kind = town.manners[step.name].kind
         if state.status is Status.COMPLETED and step.name == stands:
-            yield from _stands(saga_id, state, step.name, effects, barrier=barrier)
+            yield from _stands(saga_id, state, step.name, effects, kind)
         elif step.compensable:
-            yield from _undone(laws, saga_id, step.name, effects, barrier=barrier)
+            yield from _undone(laws, saga_id, step.name, effects, kind)
 
 
-def _stands(
-    saga_id: uuid.UUID, state: SagaState, step: str, effects: list[Effect], *, barrier: bool
-) -> Iterator[Offence]:
+def _stands(saga_id: uuid.UUID, state: SagaState, step: str, effects: list[Effect], kind: Kind) -> Iterator[Offence]:
     acts = sum(one.action is Action.ACT for one in effects)
     undos = len(effects) - acts
-    if not acts or undos or (barrier and acts != 1):
+    if not acts or undos or (kind != "plain" and acts != 1):
         yield (
             "promise_fully_applied",
             f"saga {saga_id.int} is COMPLETED; {step} acted {acts} and was undone {undos} times",
@@ -54,14 +52,13 @@ def _stands(
         yield "promise_fully_applied", f"saga {saga_id.int} is COMPLETED, and {step} is not done"
 
 
-def _undone(laws: Laws, saga_id: uuid.UUID, step: str, effects: list[Effect], *, barrier: bool) -> Iterator[Offence]:
+def _undone(laws: Laws, saga_id: uuid.UUID, step: str, effects: list[Effect], kind: Kind) -> Iterator[Offence]:
     """With a barrier, what acted is undone. Without, what acted and was told, or was awaited then, is undone after it."""
     undone = [one.number for one in effects if one.action is Action.COMPENSATE]
     for act in effects:
         if act.action is Action.COMPENSATE or any(number > act.number for number in undone):
             continue
-        expired = (str(act.saga_id), act.step, act.action.value, str(act.attempt)) in laws.expired
-        if ((barrier or act.awaited) and not expired) or _was_told(laws, act):
+        if kind == "barrier" or act.awaited or _was_told(laws, act):
             yield (
                 "promise_fully_undone",
                 f"saga {saga_id.int}: {step} acted (attempt {act.attempt}, in {act.process}), and is not undone",

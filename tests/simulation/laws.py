@@ -7,7 +7,6 @@ log alone is in `log_laws`; what the participants know is in `books`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,8 +25,10 @@ from watership.testing.memory_database import LogRow, Row, Transaction
 from watership.testing.world import Process, Witness, World
 from watership_orchestrator.engine import PUBLISH_WINDOW_S
 from watership_orchestrator.store import OWED_LOOK_MS
+from watership_orchestrator.waiting import DeadLetter
 
 from tests.simulation import log_laws
+from tests.simulation.words import in_words, short
 
 # The engine measures by its own clock, which may be 2 % slow.
 WINDOW_S = PUBLISH_WINDOW_S * 1.03
@@ -71,9 +72,6 @@ class Laws(Witness):
         self.routed_replies: list[tuple[int, StepReply]] = []  # with the number of effects before it
         self.replies: dict[str, StepReply] = {}  # by run
         self.effects_so_far: Callable[[], int] = lambda: 0
-        # Commands that a worker had, gave back, and that expired then: what it did with them is not told. These dead letters
-        # are not judged yet.
-        self.expired: set[tuple[str, str, str, str]] = set()
         self.steps_clock = False  # the database's clock is moved in this seed
         self._batch_size_max = max(batch_sizes)
         self._dispatched: dict[tuple[object, ...], float] = {}  # when, by process and command
@@ -108,7 +106,11 @@ class Laws(Witness):
             self._law_07_pinned(saga)
             self._law_08_the_log_is_the_truth(saga_id, saga)
             self._law_11_starting_is_idempotent(saga_id, saga)
-        sagas = len({row.saga_id for row in transaction.log})
+        moved = {row.saga_id for row in transaction.log}
+        for line in transaction.ledger:
+            if line.saga_id not in moved and log_laws.is_forgotten(self.states.get(line.saga_id), line.message):
+                self.breaks("law_06_none_is_forgotten", f"a late act of saga {line.saga_id.int} is only in the ledger")
+        sagas = len(moved)
         self.check(
             "law_10_everything_has_a_limit",
             sagas <= self._batch_size_max,
@@ -133,20 +135,37 @@ class Laws(Witness):
                 self._turned.setdefault(saga_id, commit)
             elif isinstance(change, c.Replied):
                 self._law_05_in_doubt_means_undone(saga_id, change)
+            elif isinstance(change, c.Postponed):
+                self._law_05_doubt_is_kept(saga_id, change, row.cause)
         self.states[saga_id] = state
         entries.append(Entry(row.seq, row.cause, changes))
         if self.world.traced:
-            words = ", ".join(_words(change) for change in changes)
+            words = ", ".join(in_words(change) for change in changes)
             self.world.tell(commit.process, f"commits saga {saga_id.int} #{row.seq} by {row.cause}: {words}")
 
     def _law_05_in_doubt_means_undone(self, saga_id: uuid.UUID, change: c.Replied) -> None:
-        """The failure of a command that was delivered before speaks for one run only."""
-        reply = self.replies.get(change.run)
-        taken = reply is not None and reply.redelivered and change.outcome is Outcome.FAILED
+        """The failure of a command that may have been delivered before speaks for one run only."""
+        reply, this = self.replies.get(change.run), (change.step, change.action, change.attempt)
+        sent_twice = any(
+            isinstance(other, c.Resent | c.Postponed) and other.doubtful
+            for entry in self.entries.get(saga_id, ())
+            for other in entry.changes
+            if (getattr(other, "step", None), getattr(other, "action", None), getattr(other, "attempt", None)) == this
+        )
+        doubtful = sent_twice or (reply is not None and reply.redelivered)
         self.check(
             "law_05_in_doubt_means_undone",
-            not taken or getattr(reply, "certain", False),
-            f"saga {saga_id.int}: {change.action} {change.step} was delivered before, and its failure is taken for certain",
+            change.outcome is not Outcome.FAILED or not doubtful or getattr(reply, "certain", False),
+            f"saga {saga_id.int}: {change.action} {change.step} may have run before; its failure is taken for certain",
+        )
+
+    def _law_05_doubt_is_kept(self, saga_id: uuid.UUID, change: c.Postponed, cause: str) -> None:
+        """Who does not serve a step says nothing of those who had its command before."""
+        reply = self.replies.get(cause.rsplit(":", 1)[-1])
+        self.check(
+            "law_05_in_doubt_means_undone",
+            reply is None or change.doubtful or not reply.redelivered,
+            f"saga {saga_id.int}: {change.action} {change.step} was delivered before, and that is forgotten",
         )
 
     def _law_02_nothing_is_stuck(self, row: Row) -> None:
@@ -157,7 +176,8 @@ class Laws(Witness):
         )
         due, wake = row["due_at_ms"], row["wake_at_ms"]
         late = due is not None and (wake is None or wake > max(due, self.world.now_ms() + OWED_LOOK_MS))
-        self.check("law_02_nothing_is_stuck", not late, f"saga {row['saga_id'].int}: due at {due}, woken at {wake}")
+        fine = not late or self.steps_clock  # it was told by the clock as it was then
+        self.check("law_02_nothing_is_stuck", fine, f"saga {row['saga_id'].int}: due at {due}, woken at {wake}")
 
     def _law_07_pinned(self, row: Row) -> None:
         state = self.states[row["saga_id"]]
@@ -209,7 +229,8 @@ class Laws(Witness):
                     self._refused.add(message.correlation_id)
             if message.type != "step-command":
                 continue
-            saga, step, action, attempt, _ = message.message_id.split(":")
+            saga, step, action, attempt, generation = message.message_id.split(":")
+            self._law_06_one_key_for_a_generation(message, uuid.UUID(saga), step, action, generation)
             decided_at_s = self._dispatched.get((process, saga, step, action, attempt))
             if decided_at_s is None:
                 words = f"{process} sends {short(message)}, and has not committed that"
@@ -226,6 +247,18 @@ class Laws(Witness):
                 action != Action.ACT.value or turn is None or turn.process is not process,
                 f"{process} sends {short(message)}, and committed itself that the saga turns around",
             )
+
+    def _law_06_one_key_for_a_generation(
+        self, message: Message, saga_id: uuid.UUID, step: str, action: str, generation: str
+    ) -> None:
+        key = codec.loads(message.body)["idempotency_key"]
+        state = self.states[saga_id].peek(step) if saga_id in self.states else None
+        newest = state.generation if state is not None and action == Action.COMPENSATE.value else 1
+        self.check(
+            "law_06_one_key_for_a_generation",
+            key == f"{saga_id}:{step}:{action}:{generation}" and int(generation) <= newest,
+            f"{short(message)} has the key {key}; the newest generation is {newest}",
+        )
 
     def routed(self, process: Process, message: Message, fate: Fate) -> None:
         """What reached the broker."""
@@ -259,9 +292,6 @@ class Laws(Witness):
         """For the trace; and a reply must not be thrown away."""
         if self.world.traced:
             self.world.tell(process, f"{'gives back' if requeue else 'throws away'} {short(delivery)}")
-        if not requeue and delivery.type == "step-command" and delivery.redelivered:
-            saga, step, action, attempt, _ = (delivery.message_id or "").split(":")
-            self.expired.add((saga, step, action, attempt))
         if not requeue:
             self.check(
                 "law_06_none_is_forgotten", delivery.type != "step-reply", f"{process} threw away {short(delivery)}"
@@ -271,6 +301,13 @@ class Laws(Witness):
         """Law 1: what followed from a message is confirmed or owed before the broker forgets it."""
         if self.world.traced:
             self.world.tell(process, f"acknowledges {short(delivery)}")
+        if "x-death" in delivery.headers:
+            kept = [row.item for row in self.world.database.waiting.values() if isinstance(row.item, DeadLetter)]
+            is_kept = any(letter.message_id == delivery.message_id for letter in kept)
+            self.check(
+                "law_06_none_is_forgotten", is_kept, f"{process} acknowledged {short(delivery)} and kept it nowhere"
+            )
+            return
         if delivery.type == "step-command":
             saga, step, action, attempt, _ = (delivery.message_id or "").split(":")
             replied = f"{saga}:{step}:{action}:{attempt}:"
@@ -359,26 +396,3 @@ def copies_of(broker: MemoryBroker, delivery: Delivery) -> int:
     queue = broker._queues[delivery.queue]
     entries = [*queue.ready, *(entry for consumer in queue.consumers for entry in consumer.unacked.values())]
     return sum(entry.message.message_id == delivery.message_id for entry in entries)
-
-
-def short(message: Message | Delivery) -> str:
-    """A message in a few words; nothing of this machine is in them."""
-    if message.type in ("register-worker", "register-answer"):
-        return message.type
-    name = message.message_id or ""
-    head, _, tail = name.partition(":")
-    with contextlib.suppress(ValueError):
-        name = f"saga {uuid.UUID(head).int}:{tail}"
-    if message.type == "step-reply":
-        reply = read(message.type, message.body)
-        assert isinstance(reply, StepReply)
-        return f"{message.type} {name} {reply.outcome}{' (redelivered)' if reply.redelivered else ''}"
-    return f"{message.type} {name}"
-
-
-def _words(change: c.Change) -> str:
-    values = {name: value for name, value in c.change_to_data(change).items() if name not in ("k", "due_at_ms", "run")}
-    values.pop("context", None)
-    if "failure" in values:
-        values["failure"] = values["failure"]["code"]
-    return f"{change.kind}({', '.join(f'{name}={value}' for name, value in values.items())})"

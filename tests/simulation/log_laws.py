@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from watership import codec
 from watership.machine import changes as c
 from watership.machine.apply import apply
 from watership.machine.nodes import FallbackPlan, members
 from watership.machine.plan import Plan
-from watership.machine.state import Action, Outcome, SagaState, Status
+from watership.machine.state import Action, Outcome, Phase, SagaState, Status
 
 Changes = tuple[c.Change, ...]
 Offence = tuple[str, str]
@@ -95,6 +96,19 @@ def _law_05_all_is_undone(state: SagaState) -> Iterator[Offence]:
             yield "law_05_in_doubt_means_undone", f"COMPENSATED, and {name} may have acted and is not undone"
         if step.act.outcome is Outcome.FAILED and step.compensate.outcome is not None:
             yield "law_05_in_doubt_means_undone", f"{name} had no effect, and was undone"
+
+
+def is_forgotten(state: SagaState | None, message: str) -> bool:
+    """Whether a reply that moved nothing tells of an act that may have had its effect, and that nobody will undo."""
+    reply = codec.loads(message)
+    if state is None or reply.get("action") != Action.ACT or reply.get("outcome") not in ("done", "unknown", "failed"):
+        return False
+    step = state.peek(reply["step"])
+    harmless = reply["outcome"] == "failed" and (reply.get("certain") or not reply.get("redelivered"))
+    if harmless or step is None or reply["attempt"] > step.act.attempt:
+        return False
+    # A second run of an act that is done and stands changes nothing: the saga wants it done.
+    return step.act.outcome is not Outcome.DONE or step.compensate.phase is not Phase.IDLE
 
 
 def steps_after(plan: Plan, step: str) -> list[str]:

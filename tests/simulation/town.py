@@ -1,7 +1,8 @@
 """The participants of simulated sagas: what their steps do, and a ledger of what really happened.
 
-A participant with a barrier acts once for each idempotency key, refuses to act once it was told to compensate, and undoes
-what there is to undo. One without acts at every run. Neither lies: a step that says "failed" had no effect.
+A participant with a barrier acts once, refuses to act once it was told to compensate, and undoes what there is to undo. One
+that is keyed does everything once for each idempotency key, and refuses nothing. A plain one acts at every run. None of
+them lies: a step that says "failed" had no effect.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from watership import OutcomeUnknown, Response, SagaContext, SagaStepHandler, StepError
 from watership.machine.state import Action
@@ -48,11 +49,14 @@ Context: Any = dataclasses.make_dataclass(
 )
 
 
+Kind = Literal["barrier", "keyed", "plain"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Manners:
     """How a step behaves: shares of its runs. ``timeout_s`` is its plan's."""
 
-    barrier: bool = True
+    kind: Kind = "barrier"
     fails: float = 0.0
     unknown: float = 0.0
     slow: float = 0.0
@@ -81,11 +85,12 @@ class Effect:
 
 @dataclasses.dataclass
 class Books:
-    """What a participant with a barrier has on one saga."""
+    """What a participant that keeps books has on one saga."""
 
     acted: bool = False
     undone: bool = False
     closed: bool = False  # it was told to compensate: it acts no more
+    keys: set[str] = dataclasses.field(default_factory=set)
 
 
 class Town:
@@ -117,7 +122,7 @@ class Town:
             raise chance.choice((Boom, Other))("no effect")
         slow, unknown = chance.random() < manners.slow, chance.random() < manners.unknown
         if slow and chance.random() < 0.5:
-            if manners.barrier and chance.random() < 0.5:
+            if manners.kind == "barrier" and chance.random() < 0.5:
                 # The participant goes on by itself, after its caller has given up.
                 when_s = manners.timeout_s * chance.choice((1.0, 2.0, 10.0))
                 fresh = contextvars.Context()
@@ -156,8 +161,10 @@ class Town:
             self._act(run, process)
 
     def _act(self, run: StepRun, process: str) -> None:
-        if self.manners[run.step].barrier:
-            books = self.books(run.saga_id, run.step)
+        kind, books = self.manners[run.step].kind, self.books(run.saga_id, run.step)
+        if kind == "keyed" and self._is_known(books, run.idempotency_key):
+            return
+        if kind == "barrier":
             if books.acted:
                 return  # a duplicate answers what was stored
             if books.closed:
@@ -166,13 +173,21 @@ class Town:
         self._record(run, Action.ACT, process)
 
     def _undo(self, run: StepRun, process: str) -> None:
-        if self.manners[run.step].barrier:
-            books = self.books(run.saga_id, run.step)
+        kind, books = self.manners[run.step].kind, self.books(run.saga_id, run.step)
+        if kind == "keyed" and self._is_known(books, run.idempotency_key):
+            return
+        if kind == "barrier":
             books.closed = True
             if not books.acted or books.undone:
                 return  # an empty compensation, or a duplicate
             books.undone = True
         self._record(run, Action.COMPENSATE, process)
+
+    @staticmethod
+    def _is_known(books: Books, key: str) -> bool:
+        known = key in books.keys
+        books.keys.add(key)
+        return known
 
     def _record(self, run: StepRun, action: Action, process: str) -> None:
         awaited = self.is_awaited(run.saga_id, run.step, Action(run.action), run.attempt)

@@ -19,7 +19,7 @@ STORE_POINTS = frozenset(
 # Where a crash, a pause or an error tells most: each seed may have one where it happens often.
 HOT_POINTS = (
     "committed", "commit", "publish", "published", "ack", "act", "acted", "undo", "undone", "owe", "settle", "insert",
-    "history", "lock",
+    "history", "lock", "begin", "begin",
 )  # fmt: skip
 PAUSES_S = (0.3, 1.0, 3.0, 6.0, 12.0, 35.0, 80.0)
 # A broker makes no copies by itself; who publishes these sends them again when they are not confirmed.
@@ -44,6 +44,7 @@ class Weather:
     hot_crash: float = 0.0  # of the hot point
     hot_pause: float = 0.0  # of the hot point
     hot_error: float = 0.0  # of the hot point
+    hot_delay: float = 0.0  # of the hot point: what arrives meanwhile is one batch
     strikes_s: float | None = None  # the mean time between crashes, pauses, cuts and outages from outside
 
     @classmethod
@@ -68,6 +69,7 @@ class Weather:
             hot_crash=rate(0.05, 0.3),
             hot_pause=rate(0.05, 0.3),
             hot_error=rate(0.1, 0.4),
+            hot_delay=rate(0.3, 0.8),
             strikes_s=chance.choice((1.0, 3.0, 8.0)) if chance.random() < 0.6 else None,
         )
 
@@ -112,6 +114,9 @@ class Faults:
         roll -= weather.hot_pause
         if roll < weather.hot_error and point in STORE_POINTS:
             return Fail(self._error(point))
+        roll -= weather.hot_error
+        if roll < weather.hot_delay:
+            return Delay(self._chance.choice((0.1, 1.0, 4.0)))
         return None
 
     def _error(self, point: str) -> Callable[[], Exception]:

@@ -123,7 +123,7 @@ def _manners(chance: random.Random, timeout_s: float) -> Manners:
         return chance.choice(shares) if chance.random() < 0.4 else 0.0
 
     return Manners(
-        barrier=chance.random() < 0.5,
+        kind=chance.choice(("barrier", "barrier", "keyed", "plain")),
         fails=share(0.2, 0.5, 1.0),
         unknown=share(0.1, 0.5),
         slow=share(0.1, 0.5),

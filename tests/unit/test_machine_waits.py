@@ -92,7 +92,7 @@ def test_a_signal_may_turn_the_saga_around() -> None:
     story = story_of(A, wait, B).when_done("A").when_signalled("approval", approved(False)).expect_compensate("A")
     story.expect_context(answer={"name": "Ann", "ok": False}).when_done("A").expect_status("COMPENSATED")
     assert story.state.failure is not None
-    assert (story.state.failure.code, story.state.failure.step) == ("rejected", "approval")
+    assert (story.state.failure.code, story.state.failure.step) == ("wait_rejected", "approval")
     assert "ok = False" in story.state.failure.message
     check(story)
     check(story_of(A, wait, B).when_signalled("approval", approved(False)).when_done("A").expect_compensate("A"))

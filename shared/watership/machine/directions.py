@@ -136,7 +136,11 @@ def signalled(d: Decision, wait: WaitPlan, data: object) -> None:
         d.record(
             c.CompensationBegan(
                 Failure(
-                    "rejected", "Rejected", f"the signal {wait.name} has {field} = {value!r}", ("rejected",), wait.name
+                    "wait_rejected",
+                    "WaitRejected",
+                    f"the signal {wait.name} has {field} = {value!r}",
+                    ("wait_rejected",),
+                    wait.name,
                 )
             )
         )

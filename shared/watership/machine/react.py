@@ -171,7 +171,8 @@ def _time_passed(d: Decision, _: e.TimePassed) -> None:
         return
     deadline_at_ms = d.state.deadline_at_ms
     if d.state.status is Status.RUNNING and deadline_at_ms is not None and deadline_at_ms <= d.now_ms:
-        words = f"the saga's deadline passed {(d.now_ms - deadline_at_ms) / 1000:.0f} s ago"
+        limit_ms = d.plan.deadline_ms if d.plan is not None else None
+        words = f"it was not done within its deadline of {(limit_ms or 0) / 1000:g} s"
         turn_around(d, Failure("deadline_passed", "DeadlinePassed", words, ("deadline_passed",)))
     due = [
         (name, action, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -242,7 +243,7 @@ def _check_pivot(saga: SagaClass) -> None:
 
 
 def _check_seconds(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DefinitionError(f"{what} must be a number of seconds, it is {value!r}")
 
 

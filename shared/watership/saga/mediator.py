@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from watership.errors import InvalidPayload, UnknownSaga
 from watership.saga.compile import Definition, compile_saga
 from watership.saga.models import ContextT, shape_of
-from watership.saga.results import SagaResult, result_of, step_result
+from watership.saga.results import SagaResult, result_of, signals_between, step_result
 from watership.saga.retry import RetryPolicy
 from watership.saga.saga import SagaMap
 from watership.saga.signals import make_signal
@@ -68,7 +68,8 @@ class SagaMediator:
     async def stream(
         self, context: ContextT, saga_id: uuid.UUID | None = None
     ) -> AsyncGenerator[SagaStepResult[ContextT, Any], None]:
-        """Runs the saga and yields each step's result as it is done; ``context`` shows what the steps changed.
+        """Runs the saga and yields each step's result as it is done; ``context`` shows what the steps changed, and at the
+        end, at the latest, what signals put there.
 
         When a step fails, what acted is compensated, and then the step's error is raised. Raises `SagaParked` if a
         person is needed first: then not everything is undone. Leaving early changes nothing: the saga goes on.
@@ -80,10 +81,12 @@ class SagaMediator:
         shape = shape_of(type(context))
         whole = shape.dump(context)
         async for done in watch.steps():
+            before = whole
             whole = done.context if done.context is not None else {**whole, **done.patch}
-            shape.assign(context, whole, done.patch)
+            shape.assign(context, whole, {**done.patch, **signals_between(definition, before, whole)})
             yield step_result(definition, wanted, done)
         end = await watch.end()
+        shape.assign(context, end.context, signals_between(definition, whole, end.context))
         error = end.exception(wanted)
         if error is not None:
             raise error

@@ -53,6 +53,12 @@ def step_result(definition: Definition, saga_id: uuid.UUID, done: StepDone) -> S
     return SagaStepResult(response=response, step_type=step_type, saga_id=saga_id)
 
 
+def signals_between(definition: Definition, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the context that signals filled between these two, with their data."""
+    fields = {wait.into for wait in definition.plan.waits.values() if wait.into is not None}
+    return {field: after[field] for field in fields if field in after and before.get(field) != after[field]}
+
+
 async def result_of(
     watch: SagaWatch,
     definitions: Definition | dict[str, Definition],

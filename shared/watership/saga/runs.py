@@ -55,6 +55,12 @@ class Runs:
                 return task.result()
         return None
 
+    def cancel(self) -> None:
+        """Ends all: nobody is left to tell of them."""
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+
     async def rest(self) -> list[Happening]:
         """Waits for all: what they came to."""
         tasks = list(self._tasks.values())

@@ -46,7 +46,8 @@ class Saga(Generic[ContextT]):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if "steps" in cls.__dict__:
+        said = cls.__dict__.keys() & {"steps", "pivot", "deadline_s"}
+        if "steps" in said or (said and cls.steps):  # a base for other sagas may have none yet
             check_class(cls)
 
     @property

@@ -16,7 +16,7 @@ from watership.saga.driver import Drive
 from watership.saga.drivers import Drivers, drivers_for
 from watership.saga.job import Job
 from watership.saga.models import ContextT, shape_of
-from watership.saga.results import step_result
+from watership.saga.results import signals_between, step_result
 from watership.saga.retry import RetryPolicy
 from watership.saga.step import SagaStepResult
 from watership.saga.storage.memory import MemorySagaStorage
@@ -63,9 +63,12 @@ class SagaTransaction(Generic[ContextT]):
         drive = self._entered()
         shape = shape_of(type(self._context))
         drive.let_one_act()
+        whole = shape.dump(self._context)
         async for done in drive.watch.steps():
             if done.context is not None:
-                shape.assign(self._context, done.context, done.patch)
+                signalled = signals_between(self._definition, whole, done.context)
+                shape.assign(self._context, done.context, {**done.patch, **signalled})
+                whole = done.context
             result = step_result(self._definition, self.saga_id, done)
             self.completed_steps.append(result.step_type)
             yield result

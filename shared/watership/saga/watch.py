@@ -14,6 +14,8 @@ from watership.saga.compile import Definition
 from watership.saga.step import SagaStepResult
 from watership.saga.storage.protocol import EarlySignal
 
+_BY_A_WAIT = frozenset({"wait_timeout", "wait_rejected"})
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepDone:
@@ -46,6 +48,8 @@ class SagaEnd:
         if original is None and self.failure is not None:
             if self.failure.code == SagaCancelled.code:
                 original = SagaCancelled(f"saga {self.name} {saga_id} was {self.failure.message}")
+            elif self.failure.step is None or self.failure.code in _BY_A_WAIT:
+                original = SagaCancelled(f"saga {self.name} {saga_id} was compensated: {self.failure.message}")
             else:
                 original = step_error_for(self.failure.code, self.failure.type_name, self.failure.message)
                 original.add_note(f"in step {self.failure.step}, saga {self.name} {saga_id}")

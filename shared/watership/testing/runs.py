@@ -12,15 +12,17 @@ from watership.adapters.containers import as_container
 from watership.clock import VirtualClock
 from watership.errors import ConfigurationError, DefinitionError
 from watership.machine import changes as c
+from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.state import Action, Outcome, Status
 from watership.saga.compile import Definition, compile_saga
 from watership.saga.drivers import Drivers
 from watership.saga.job import Job
 from watership.saga.models import ContextT, shape_of
 from watership.saga.saga import Saga
+from watership.saga.signals import make_signal, signal_event
 from watership.saga.step import RemoteStep
 from watership.saga.storage.memory import MemorySagaStorage
-from watership.saga.storage.protocol import LogEntry, SagaLogEntry
+from watership.saga.storage.protocol import EarlySignal, LogEntry, SagaLogEntry
 from watership.saga.watch import SagaEnd
 from watership.testing.stand_ins import AsyncFunction, StandIn, StandInContainer, stand_in_from
 
@@ -55,22 +57,27 @@ async def run(
     steps: Mapping[str, StandIn | AsyncFunction] | None = None,
     container: object | None = None,
     saga_id: uuid.UUID | None = None,
+    signals: Mapping[str, Any] | None = None,
 ) -> SagaRun[ContextT]:
     """Runs ``saga`` to its end, or until it is parked, with stand-ins for the steps that ``steps`` names.
 
+    ``signals``: what its ``Wait``s get, by name; one that gets none waits, in virtual time, until its timeout.
     Steps that it does not name run their own handlers, from ``container`` (None: made without arguments). Retries,
     fallbacks and compensation are those of production. ``context`` itself is not changed; the result has its own.
-    Raises `DefinitionError` for a step that the saga does not have, `ConfigurationError` for one that cannot run here.
+    Raises `DefinitionError` for a step or a signal that the saga does not have or whose data does not fit,
+    `ConfigurationError` for a step that cannot run here.
     """
     definition = _isolated(compile_saga(saga))
     stand_ins = stand_ins_for(definition, steps or {})
     clock = VirtualClock()
     storage = MemorySagaStorage(now_ms=clock.monotonic_ms)
-    drivers = Drivers(storage, clock)
+    drivers = Drivers(storage, clock, alone=True)
     wanted = saga_id or uuid.uuid4()
     job = Job(definition, StandInContainer(stand_ins, as_container(container)))
     started_ms = clock.monotonic_ms()
     try:
+        for signal in _signals(definition, wanted, signals or {}):
+            await storage.keep_signal(signal)
         drive = await drivers.start(job, shape_of(type(context)).dump(context), wanted)
         end = await drive.watch.end()
     finally:
@@ -82,6 +89,20 @@ async def run(
     elapsed_ms = clock.monotonic_ms() - started_ms
     history = await storage.get_step_history(wanted)
     return _told(wanted, end, type(context), error, history, await storage.history(wanted), elapsed_ms)
+
+
+def _signals(definition: Definition, saga_id: uuid.UUID, given: Mapping[str, Any]) -> list[EarlySignal]:
+    saga, waits = definition.plan.saga, definition.plan.waits
+    strange = sorted(set(given) - set(waits))
+    if strange:
+        known = ", ".join(waits) or "none"
+        raise DefinitionError(f"{saga} waits for no signal {', '.join(strange)}; its signals: {known}")
+    made = [make_signal(saga_id, name, data, f"test:{name}") for name, data in given.items()]
+    for signal in made:
+        trouble = signal_event(definition, signal).trouble
+        if trouble is not None:
+            raise DefinitionError(f"signals[{signal.name!r}] does not fit {saga}: {trouble}")
+    return made
 
 
 def _isolated(definition: Definition) -> Definition:
@@ -123,12 +144,18 @@ def _told(
 ) -> SagaRun[Any]:
     changes = [change for entry in log for change in entry.changes]
     done = [change for change in changes if isinstance(change, c.Replied) and change.outcome is Outcome.DONE]
+    acted = [
+        effect.step
+        for entry in log
+        for effect in effects_of(entry.seq, entry.changes)
+        if isinstance(effect, NotifyStep)
+    ]
     sent = [change for change in changes if isinstance(change, c.Dispatched)]
     return SagaRun(
         saga_id=saga_id,
         status=end.status,
         context=shape_of(context_type).load(end.context),
-        acted=[change.step for change in done if change.action is Action.ACT],
+        acted=acted,
         compensated=[change.step for change in done if change.action is Action.COMPENSATE],
         attempts=Counter(change.step for change in sent if change.action is Action.ACT),
         compensation_attempts=Counter(change.step for change in sent if change.action is Action.COMPENSATE),

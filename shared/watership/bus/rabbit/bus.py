@@ -21,6 +21,8 @@ from watership.errors import BrokerUnavailable, ConfigurationError
 
 log = logging.getLogger(__name__)
 
+REPLACE_EVERY_S = 10.0  # a publishing channel that the broker refuses
+
 OnDelivery = Callable[[Delivery], Awaitable[None] | None]
 
 
@@ -72,6 +74,7 @@ class RabbitBus:
         self._publishing = Link(address, f"{name} publish", connect_timeout_s, self._mend_publisher)
         self._consuming = Link(address, f"{name} consume", connect_timeout_s, self._mend_consumers)
         self._publisher: Publisher | None = None
+        self._replaced_s = float("-inf")
         self._generation = 0
         self._declarations = Declarations(connect_timeout_s)
         self._subscriptions: list[_Subscription] = []
@@ -130,7 +133,25 @@ class RabbitBus:
         if self._is_closed or publisher is None or not publisher.is_open:
             await asyncio.sleep(0)  # a caller that tries again and again must not keep the link from coming back
             return [Fate.UNCONFIRMED] * len(messages)
-        return await publisher.publish(messages)
+        fates = await publisher.publish(messages)
+        if Fate.REFUSED in fates:
+            await self._replace(publisher)
+        return fates
+
+    async def _replace(self, refused: Publisher) -> None:
+        """Once refused, a channel may stay so: RabbitMQ up to 3.13 does not tell it when the limit of a full queue is
+        lifted. A new channel asks afresh; what is in flight on the old one is waited for.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if refused is not self._publisher or now_s - self._replaced_s < REPLACE_EVERY_S:
+            return
+        self._replaced_s = now_s
+        try:
+            await self._open_publisher(self._publishing.require())
+        except (BrokerUnavailable, AMQPChannelError) as error:
+            log.debug("a channel that was refused could not be replaced: %s", error)
+        else:
+            self.own(refused.retire())
 
     async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> _Subscription:
         self._require_open()
@@ -195,15 +216,22 @@ class RabbitBus:
         self._drained.discard(intake)
 
     async def _mend_publisher(self, connection: AbstractConnection, _is_new: bool) -> None:
-        if self._publisher is not None and self._publisher.is_open:
-            return
+        if self._publisher is None or not self._publisher.is_open:
+            await self._open_publisher(connection)
+
+    async def _open_publisher(self, connection: AbstractConnection) -> None:
         # Confirms arrive many at a time, so the frames that wait for the channel are few.
         opening = connection.channel(publisher_confirms=True, frame_buffer_size=0)
         channel = await bounded(opening, self._timeout_s, "a channel to publish on")
         assert isinstance(channel, Channel)
-        channel.closing.add_done_callback(lambda _: self._publishing.is_broken())
-        self._publisher = Publisher(connection, channel, self._publish_timeout_s)
+        publisher = self._publisher = Publisher(connection, channel, self._publish_timeout_s)
         self._generation += 1
+
+        def on_closed(_: object) -> None:
+            if self._publisher is publisher:
+                self._publishing.is_broken()
+
+        channel.closing.add_done_callback(on_closed)
 
     async def _mend_consumers(self, connection: AbstractConnection, is_new: bool) -> None:
         if is_new:

@@ -9,6 +9,7 @@ returned message by its message id in ``message_id_delivery_tag``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from watership.bus.protocol import Fate, Message
-from watership.bus.rabbit.link import is_channel_open, words
+from watership.bus.rabbit.link import CLOSE_TIMEOUT_S, bounded, is_channel_open, words
+from watership.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,13 @@ class Publisher:
         for index, confirm in confirms.items():
             fates[index] = _fate(confirm)
         return fates
+
+    async def retire(self) -> None:
+        """Closes the channel when what is in flight on it is confirmed, or has had its time."""
+        if self._in_flight:
+            await asyncio.wait(self._in_flight.values(), timeout=self._timeout_s)
+        with contextlib.suppress(BrokerUnavailable, AMQPChannelError):
+            await bounded(self._channel.close(), CLOSE_TIMEOUT_S, "closing a channel")
 
     async def _send(self, messages: Sequence[Message], fates: list[Fate], confirms: dict[int, Confirm]) -> None:
         """Writes them in order. A message whose id is in flight waits: a return is told by the id alone."""
