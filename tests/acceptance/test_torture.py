@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -84,3 +85,10 @@ def test_mistakes_are_a_sentence_each(guide: Command) -> None:
     assert "a key is like" in guide.bad(*torture("--only", "sneeze"))
     wrong = guide.bad("torture", "parcels:ParcelSaga", "--context", CONTEXT)
     assert "step ReserveStock cannot run here" in wrong and "__init__ needs 'sessions'" in wrong
+
+
+def test_without_the_services_it_says_what_to_install(guide: Command) -> None:
+    bare = "import sys; sys.modules['jsonschema_rs'] = None; from watership.cli import main; main()"
+    apart = dataclasses.replace(guide, apart=(sys.executable, "-c", bare))
+    told = apart.bad(*torture())
+    assert "torture runs the services, which need jsonschema_rs: pip install 'watership[server]'" in told

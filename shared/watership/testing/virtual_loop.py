@@ -220,6 +220,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     _close(task)
             lane.tasks.clear()
             lane.ready.clear()
+            lane.lost.clear()
         self._timers.clear()
         self._active.clear()
 
