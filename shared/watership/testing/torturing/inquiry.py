@@ -73,7 +73,7 @@ class Inquiry:
         failure = ending.state.failure if ending.state is not None else None
         if failure is None:
             return
-        if failure.code in (ConfigurationError.code, DefinitionError.code):
+        if failure.type_name in (ConfigurationError.__name__, DefinitionError.__name__):
             raise ConfigurationError(f"step {failure.step} cannot run here: {failure.message}")
         if failure.type_name == "NotImplementedError":
             raise ConfigurationError(

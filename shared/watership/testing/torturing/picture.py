@@ -73,12 +73,13 @@ def rendered(report: TortureReport) -> RenderableType:
 def _headline(report: TortureReport) -> Text:
     counts = {verdict: sum(run.verdict is verdict for run in report.runs) for verdict in Verdict}
     total = len(report.runs)
-    words = (
-        f"{report.saga}: {total} {'run' if total == 1 else 'runs'} in {report.elapsed_s:.1f} s, seed {report.seed}. "
-    )
-    words += f"{counts[Verdict.RIGHT]} ended right, {counts[Verdict.WRONG]} wrong, {counts[Verdict.PARKED]} parked. "
-    words += f"Without a fault it ends {report.plain}."
-    return Text("\n".join(textwrap.wrap(words, WIDTH - 1)), style="bold")
+    runs = "run" if total == 1 else "runs"
+    ended = f"{counts[Verdict.RIGHT]} ended right, {counts[Verdict.WRONG]} wrong, {counts[Verdict.PARKED]} parked"
+    lines = [
+        f"{report.saga}: {total} {runs} in {report.elapsed_s:.1f} s, seed {report.seed}",
+        f"{ended}; without a fault it ends {report.plain}",
+    ]
+    return Text("\n".join(textwrap.fill(line, WIDTH - 1) for line in lines), style="bold")
 
 
 # --- the picture
