@@ -51,6 +51,7 @@ class Arrival:
 
     ``redelivered``: it was delivered to us before. ``in_doubt``: it was judged before, in a transaction of which nobody
     knows whether it was committed. Either way, what follows from it may be on record already, and never sent.
+    ``expired``: it speaks for a command that expired, which says something only if its attempt was answered before.
     ``row``: no message brings it again; it stands in this row until the transaction that judges it. ``unreadable``: a
     start that nobody can be told about: why its context, or its plan, cannot be used.
     """
@@ -65,6 +66,7 @@ class Arrival:
     row: Waiting | None = None
     mark: Mark | None = None
     unreadable: str | None = None
+    expired: bool = False
 
     @property
     def again(self) -> bool:
@@ -112,25 +114,25 @@ class Plans:
         return self.newest.get(state.name)
 
 
-def too_large(context: Mapping[str, Any]) -> str | None:
-    """Why a context cannot be kept, in words; None: it can."""
-    size = len(codec.dumps(context))
-    if size <= codec.CONTEXT_BYTES_MAX:
-        return None
-    return f"with it the context has {size} bytes, the limit is {codec.CONTEXT_BYTES_MAX}"
-
-
 def within_limits(state: SagaState, reply: StepReply) -> StepReply:
     """A reply whose patch takes the context over its limit: the step may have acted, and its changes cannot be kept."""
     if not reply.patch:
         return reply
-    size = len(codec.dumps({**state.context, **reply.patch}))
-    if size <= codec.CONTEXT_BYTES_MAX:
+    over = _over_the_limit(state, reply.patch, f"saga {reply.saga_id}, step {reply.step}")
+    if over is None:
         return reply
-    over = LimitExceeded(
-        f"saga {reply.saga_id}, step {reply.step}: the context's size in bytes",
-        value=size,
-        limit=codec.CONTEXT_BYTES_MAX,
-    )
     error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
     return reply.model_copy(update={"outcome": ReplyOutcome.UNKNOWN, "patch": None, "response": None, "error": error})
+
+
+def too_large(state: SagaState, field: str, data: Any) -> str | None:
+    """Why a signal's data has no room in the context; None: it has."""
+    over = _over_the_limit(state, {field: data}, field)
+    return str(over) if over is not None else None
+
+
+def _over_the_limit(state: SagaState, patch: Mapping[str, Any], what: str) -> LimitExceeded | None:
+    size = len(codec.dumps({**state.context, **patch}))
+    if size <= codec.CONTEXT_BYTES_MAX:
+        return None
+    return LimitExceeded(f"{what}: the context's size in bytes", value=size, limit=codec.CONTEXT_BYTES_MAX)

@@ -38,7 +38,8 @@ from watership_orchestrator.waiting import DeadLetter
 log = logging.getLogger("watership.orchestrator")
 
 DELIVERY_LIMIT, REJECTED, EXPIRED = "delivery_limit", "rejected", "expired"
-WORKER_KILLED = "worker_killed"
+OF_A_COMMAND = (DELIVERY_LIMIT, EXPIRED)
+WORKER_KILLED, GIVEN_BACK = "worker_killed", "given_back"
 STORE_RETRY_S = 1.0
 HEADER_CHARS_MAX = 1_000
 
@@ -64,10 +65,7 @@ def letter_of(delivery: Delivery) -> DeadLetter:
         reply_to=_text(delivery.reply_to, 255),
         headers=codec.dumps(headers).decode(),
         body=body,
-        judge=given_up and (kind in (StartSaga.kind, StepReply.kind) or (is_command and reason == DELIVERY_LIMIT)),
-        judged="kept: its saga's reaper sends the command again when it is due"
-        if is_command and reason == EXPIRED
-        else None,
+        judge=given_up and (kind in (StartSaga.kind, StepReply.kind) or (is_command and reason in OF_A_COMMAND)),
     )
 
 
@@ -78,9 +76,9 @@ def arrival_of(letter: DeadLetter) -> Arrival | str:
     except (InvalidPayload, LimitExceeded) as error:
         return f"it cannot be read: {error}"
     if isinstance(message, StepCommand):
-        if letter.reason != DELIVERY_LIMIT:
+        if letter.reason not in OF_A_COMMAND:
             return "a command is not judged: its saga's reaper sends it again when it is due"
-        message = _killed(message, letter)
+        message = _may_have_run(message, letter)
     if not isinstance(message, StartSaga | StepReply):
         return f"a {message.kind} is not judged again: ask again"
     mark = None
@@ -96,22 +94,27 @@ def arrival_of(letter: DeadLetter) -> Arrival | str:
         traceparent=trace if isinstance(trace, str) and len(trace) <= 64 else None,
         row=Waiting(Shelf.DEAD, letter.id),
         mark=mark,
+        expired=letter.reason == EXPIRED and letter.kind == StepCommand.kind,
     )
 
 
-def _killed(command: StepCommand, letter: DeadLetter) -> StepReply:
-    """A command that used up its deliveries: each of them may have begun a run, and none reported."""
+def _may_have_run(command: StepCommand, letter: DeadLetter) -> StepReply:
+    """A command that used up its deliveries: each of them may have begun a run, and none reported.
+
+    One that expired was mostly never delivered, which is no outcome. But if it was answered, it was given back after
+    that, and whoever had it next may have run it and never told.
+    """
     death = _last_death(codec.loads(letter.headers))
     told_apart = (
         f"{letter.message_id}:{death.get('time')}:{death.get('count')}"  # the same death, kept twice, is one run
     )
-    error = ErrorOnWire(
-        code=WORKER_KILLED,
-        type_name="WorkerKilled",
-        message=f"its command was delivered until the broker gave up: it ended every worker that ran it, or their links "
-        f"(dead letter {letter.id})",
-        lineage=(WORKER_KILLED,),
-    )
+    if letter.reason == EXPIRED:
+        code, type_name = GIVEN_BACK, "GivenBack"
+        words = "its command was answered, given back to the broker, and expired there: it may have run again"
+    else:
+        code, type_name = WORKER_KILLED, "WorkerKilled"
+        words = "its command was delivered until the broker gave up: it ended every worker that ran it, or their links"
+    error = ErrorOnWire(code=code, type_name=type_name, message=f"{words} (dead letter {letter.id})", lineage=(code,))
     return StepReply(
         saga_id=command.saga_id,
         step=command.step,

@@ -35,9 +35,10 @@ class EarlySignals:
             await self._store.rows_done(unreadable)
         if arrivals:
             result = await self._engine.process(arrivals)
-            later = [
-                arrival.row for arrival in (*result.again, *result.redeliver, *result.newer) if arrival.row is not None
-            ]
-            if later:  # locked elsewhere, or a newer orchestrator's; of those that are judged, it changes nothing
+            put_off = [*result.redeliver, *result.newer]  # a newer orchestrator's
+            if len(found) == limit:  # locked elsewhere: the next look finds them, but there must be room for others
+                put_off = [*put_off, *result.again]
+            later = [arrival.row for arrival in put_off if arrival.row is not None]
+            if later:  # of those that are judged, it changes nothing
                 await self._store.back_off_rows(later)
         return len(found)

@@ -195,6 +195,9 @@ class _Judge:
             )
             self._follow(plan, event, f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}")
             return
+        step = state.peek(reply.step)
+        if arrival.expired and (step is None or not step.of(reply.action).answered(reply.attempt)):
+            return  # waiting in a queue is no outcome: the reaper sends the attempt again
         cause = f"reply:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
         known = False
         if not state.awaits(reply.step, reply.action, reply.attempt):
@@ -243,9 +246,7 @@ class _Judge:
         wait = plan.waits.get(signal.name) if plan is not None else None
         trouble = None
         if plan is not None and wait is not None and wait.into is not None:
-            trouble = self.plans.field_trouble(plan, wait.into, signal.data) or too_large(
-                {**state.context, wait.into: signal.data}
-            )
+            trouble = self.plans.field_trouble(plan, wait.into, signal.data) or too_large(state, wait.into, signal.data)
         reaction = self._follow(plan, e.SignalReceived(signal.name, signal.data, trouble), cause)
         if reaction.refused is not None:
             self._refuse(arrival, reaction.refused, signal.to_body())

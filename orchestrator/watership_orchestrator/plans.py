@@ -122,8 +122,13 @@ class PlanCache(abc.ABC):
         schema = plan.context_schema.get("properties", {}).get(field)
         if schema is None:
             return f"the context of {plan.saga} has no field {field}"
-        definitions = {"$defs": plan.context_schema["$defs"]} if "$defs" in plan.context_schema else {}
-        return self._trouble(f"{plan.hash}.{field}", {**schema, **definitions}, value)
+        branches = [branch for branch in schema.get("anyOf", ()) if branch.get("type") != "null"]
+        if value is not None and len(branches) == 1:
+            schema = branches[0]  # what is wrong about it is said by the one type that it may have
+        whole: dict[str, Any] = {"properties": {field: schema}}  # so that what is wrong is said with the field's name
+        if "$defs" in plan.context_schema:
+            whole["$defs"] = plan.context_schema["$defs"]
+        return self._trouble(f"{plan.hash}.{field}.{value is None}", whole, {field: value})
 
     def _trouble(self, key: str, schema: Mapping[str, Any], value: Any) -> str | None:
         validator = self._validators.get(key)

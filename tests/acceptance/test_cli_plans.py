@@ -144,3 +144,14 @@ def test_which_plan_foreign_starts_get_is_chosen_where_there_are_foreign_starts(
     assert "the second one is bad" in command.good("plans", "list", columns=200).out
     assert SECOND in command.good("plans", "use", "ParcelSaga", "--newest", "--reason", "mended").out
     assert command.good("plans", "list", "--json").json[0]["foreign_starts"] == {"plan": SECOND, "why": "newest"}
+
+
+def test_help_pages_fit(tmp_path: Path) -> None:
+    bare = Command(tmp_path)
+    for name in ((), ("list",), ("show",), ("use",), ("compat",)):
+        page = bare.good("plans", *name, "--help").out
+        assert max(len(line) for line in page.splitlines()) <= 100
+    assert "nowhere to look for plans" in bare.bad("plans", "list")
+    ran = bare.run("plans", "compat", f"{HERE}:first")
+    assert ran.code == 2
+    assert "WATERSHIP_DATABASE_URL" in ran.err

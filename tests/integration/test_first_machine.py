@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from watership import bootstrap
+from watership.errors import ConfigurationError
 from watership.machine.apply import fold
 from watership.machine.state import MACHINE_VERSION
 from watership.messages import AdminRequest, AdminVerb
@@ -83,6 +84,21 @@ async def test_in_one_process(url: str) -> None:
         )
     await storage.close()
     await check(url, given)
+
+
+async def test_what_a_newer_machine_wrote_is_refused_with_a_sentence_in_one_process(url: str) -> None:
+    await migrations.upgrade(url)
+    saga = written()[0]
+    await write(url, [saga], namespace="watership", driver="embedded")
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(saga_table).values(machine_version=MACHINE_VERSION + 1))
+    await engine.dispose()
+    storage = SqlAlchemySagaStorage(url)
+    assert await storage.due(names=["Line"], limit=10) == [], "recovery passes it over"
+    with pytest.raises(ConfigurationError, match=r"newer Watership .* upgrade this process"):
+        await storage.acquire(uuid.UUID(saga.saga_id), lease_ms=1_000)
+    await storage.close()
 
 
 @pytest.mark.servers

@@ -12,7 +12,7 @@ import pytest
 from watership.bus.protocol import Delivery
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Topology
-from watership.messages import RegisterWorker, StartSaga, StepCommand, read
+from watership.messages import HandlerOnWire, RegisterWorker, StartSaga, StepCommand, read
 from watership.saga.compile import compile_saga
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.backing import PostgresBacking
@@ -43,7 +43,11 @@ async def commands(system: Running) -> asyncio.Queue[Delivery]:
     await system.bus.consume(topology.queue_name("step.Reserve"), prefetch=500, on_delivery=take)
     plan = compile_saga(OrderSaga).plan
     await PlanBook(system.database, system.settings.namespace).register(
-        RegisterWorker(worker="w", plans=(plan.to_data(),))
+        RegisterWorker(
+            worker="w",
+            plans=(plan.to_data(),),
+            handlers=(HandlerOnWire(step="Reserve", queue="Reserve", source="test:Reserve"),),
+        )
     )
     return arrived
 

@@ -1,28 +1,28 @@
-/* The judgement: react.py, directions.py, apply.py, and judgement.py's fold of a batch.
+/* The judgement: react.py, replies.py, directions.py, apply.py, and judgement.py's fold of a batch.
  *
  * Each inline has the name of the function that it follows. `R` is the row that is judged: the locked one. What react.py
  * ends with in `go_on` is asked for here by `look_afresh`, and done once, at the end of the event.
  */
 
 /* Scratch of one judgement: set at its beginning, forgotten at its end. */
-hidden byte sent[K];         /* Judgement.commands: for each action the attempt that is to be sent */
-hidden byte fresh[K];        /* decided_now */
-hidden byte before[K];       /* awaited_before: the attempt that was awaited, or 0 */
-hidden byte owed_before;
-hidden byte parked_before;
-hidden byte status_before;
-hidden byte notice;          /* notices: the newest one, which is the one that may still be true */
-hidden byte effect;          /* what the log entry that is being written sends */
-hidden byte changed;          /* this event wrote an entry */
-hidden byte moved;            /* this batch wrote one */
-hidden byte look_afresh;
-hidden byte awaited_;
-hidden byte final_;
-hidden byte k_;
-hidden byte s_;
-hidden byte a_;
-hidden byte o_;
-hidden byte j_;
+byte sent[K];         /* Judgement.commands: for each action the attempt that is to be sent */
+byte fresh[K];        /* decided_now */
+byte before[K];       /* awaited_before: the attempt that was awaited, or 0 */
+byte owed_before;
+byte parked_before;
+byte status_before;
+byte notice;          /* notices: the newest one, which is the one that may still be true */
+byte effect;          /* what the log entry that is being written sends */
+byte changed;          /* this event wrote an entry */
+byte moved;            /* this batch wrote one */
+byte look_afresh;
+byte awaited_;
+byte final_;
+byte k_;
+byte s_;
+byte a_;
+byte o_;
+byte j_;
 
 #define MAY_HAVE_RUN(k) (R.outcome[k] >= UNKNOWN)
 #define ACTIVE(k) (R.phase[k] == AWAITED || R.phase[k] == DELAYED)
@@ -145,7 +145,7 @@ inline go_on() {
     look_afresh = 0; s_ = 0
 }
 
-/* --- react.py ----------------------------------------------------------------------------------------------------- */
+/* --- react.py, replies.py ----------------------------------------------------------------------------------------------------- */
 
 inline saga_started() {
     R.status = RUNNING; changed = 1; look_afresh = 1

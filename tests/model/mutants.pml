@@ -60,22 +60,22 @@
 #ifndef MUTANT_BARRIER_WITHOUT_EMPTY_ROWS
 #define MUTANT_BARRIER_WITHOUT_EMPTY_ROWS 0
 #endif
-
-/* Mends: what the code does not do, and what would close a hole that the model found in it. */
-
-/* A batch whose saga moved before its debt could be marked gives its messages back, instead of acknowledging them. */
-#ifndef MEND_OWE
-#define MEND_OWE 0
+#ifndef MUTANT_ACKNOWLEDGES_WHEN_OVERTAKEN
+#define MUTANT_ACKNOWLEDGES_WHEN_OVERTAKEN 0
 #endif
+#ifndef MUTANT_FORGETS_WHAT_WAS_OVERTAKEN
+#define MUTANT_FORGETS_WHAT_WAS_OVERTAKEN 0
+#endif
+#ifndef MUTANT_FORGETS_TO_TELL
+#define MUTANT_FORGETS_TO_TELL 0
+#endif
+#ifndef MUTANT_BARRIER_UNDOES_EACH_GENERATION
+#define MUTANT_BARRIER_UNDOES_EACH_GENERATION 0
+#endif
+
+/* A mend: what the code does not do, and what would close a hole that the model found in it. */
+
 /* A delivery whose channel is gone is not judged: the broker brings it again. */
 #ifndef MEND_DEAD_DELIVERIES
 #define MEND_DEAD_DELIVERIES 0
-#endif
-/* A message that moves a parked saga, whose parking is not told yet, leaves it owed. */
-#ifndef MEND_PARKED_NOTICE
-#define MEND_PARKED_NOTICE 0
-#endif
-/* What followed from withdrawing an overtaken act is sent again too, when the message that overtook it comes again. */
-#ifndef MEND_OVERTAKEN
-#define MEND_OVERTAKEN 0
 #endif

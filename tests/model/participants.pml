@@ -2,8 +2,8 @@
  * own faults, and the watcher.
  */
 
-hidden byte run_;
-hidden byte outcome_;
+byte run_;
+byte outcome_;
 
 /* A free name for a run: one that no message that is still about has. */
 inline name_run(k, attempt_) {
@@ -86,22 +86,20 @@ inline answer(me, out, again) {
 }
 
 #if BARRIER
-#if BARRIER == 1
-#define UNDO_IS_RECORDED(s, generation) (undo_row[s] >= (generation))
-#else
-#define UNDO_IS_RECORDED(s, generation) (undo_row[s] != 0)
-#endif
+#define ACT_IS_UNDONE(s) (undo_row[s] != 0 || empty_row[s])
 
-/* The barrier's rows are written in the transaction of the handler's effect: with it, or not at all. */
+/* barrier.py: its rows are written in the transaction of the handler's effect: with it, or not at all. */
 inline run_behind_barrier(me, k, s) {
     if
-    :: IS_ACT(k) && act_row[s] && empty_row[s] -> answer(me, FAILED, 0) /* refused: certainly without an effect */
-    :: IS_ACT(k) && act_row[s] && !empty_row[s] && !MUTANT_BARRIER_WITHOUT_DUPLICATES -> answer(me, DONE, C_IS_REDELIVERED(serving[me]))
-    :: !IS_ACT(k) && !act_row[s] && !MUTANT_BARRIER_WITHOUT_EMPTY_ROWS ->
-        act_row[s] = 1; empty_row[s] = 1; undo_row[s] = C_GENERATION(serving[me]);
-        d_step { in_place[s] = 0; undone[s] = 1 };
+    :: IS_ACT(k) && act_row[s] && ACT_IS_UNDONE(s) && !MUTANT_BARRIER_UNDOES_EACH_GENERATION ->
+        answer(me, FAILED, 0) /* refused: certainly without an effect, so the redelivered flag counts for nothing */
+    :: IS_ACT(k) && act_row[s] && !(ACT_IS_UNDONE(s) && !MUTANT_BARRIER_UNDOES_EACH_GENERATION) &&
+        !MUTANT_BARRIER_WITHOUT_DUPLICATES -> answer(me, DONE, C_IS_REDELIVERED(serving[me]))
+    :: !IS_ACT(k) && !act_row[s] && !MUTANT_BARRIER_WITHOUT_EMPTY_ROWS -> /* nothing runs, and nothing will */
+        act_row[s] = 1; empty_row[s] = 1; undone[s] = 1;
         answer(me, DONE, C_IS_REDELIVERED(serving[me]))
-    :: !IS_ACT(k) && act_row[s] && (empty_row[s] || (UNDO_IS_RECORDED(s, C_GENERATION(serving[me])) && !MUTANT_BARRIER_WITHOUT_UNDO_ROWS)) ->
+    :: !IS_ACT(k) && act_row[s] && !MUTANT_BARRIER_WITHOUT_UNDO_ROWS &&
+        (empty_row[s] || undo_row[s] >= (MUTANT_BARRIER_UNDOES_EACH_GENERATION -> C_GENERATION(serving[me]) : 1)) ->
         answer(me, DONE, C_IS_REDELIVERED(serving[me]))
     :: else ->
         run_handler(k);
@@ -183,6 +181,9 @@ proctype Watcher() {
     byte s;
     timeout;
     SAY(("at rest: status %d parked %d told %d; in place %d %d, acted after its undoing %d %d\n", row.status, row.parked, told, in_place[0], in_place[1], acted_after[0], acted_after[1]));
+    /* Nobody is stuck in the middle of something: else the model itself would be wrong, or the protocol. */
+    assert(!messages(0) && !commands(0) && row.owed == NOT_OWED && !serving[0] && !serving[WORKERS - 1]);
+    assert(!judged[0] && !judged[2 * (ORCHESTRATORS - 1)] && !sends(REAPER) && !to_settle[REAPER]);
     ENDS(row.status == COMPLETED || row.status == COMPENSATED || row.parked);
     TOLD(told);
     do

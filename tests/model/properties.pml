@@ -18,8 +18,8 @@
 #endif
 #define CHECK(n, condition) assert(!(IS_ON(n) && n && !(condition)))
 
-/* Law 1. A command is published only after the transition that decided it has committed: engine.py commits in
- * `_commit`, and publishes from what that returned. */
+/* Law 1. A command is published only after the transition that decided it has committed: deciding.py commits,
+ * and engine.py publishes from what that returned. */
 #define LAW_1_COMMITTED(condition) CHECK(101, condition)
 
 /* Law 1. What a saga awaits is confirmed by the broker, or owed in its row, or its cause will be delivered again:
@@ -34,8 +34,9 @@
 /* Law 3. No act is decided after the turn: the assertion in directions.py's `dispatch`, and what calls it. */
 #define LAW_3_DECIDED(condition) CHECK(302, condition)
 
-/* Law 3. No act is published after the turn: engine.py's publish window and the channel's generation. It holds where an
- * engine that does not stand still is faster than any deadline; on in such configurations alone. */
+/* Law 3. An engine that stood still publishes no act after the turn, or after the end: engine.py's publish window and the
+ * channel's generation. One that did not stand still may, within its window, if another engine repeated the command
+ * meanwhile and was faster; law 6 and the barrier are there for that. On where there is no GAP. */
 #ifndef NO_OLD_ACTS
 #define NO_OLD_ACTS 0
 #endif
@@ -58,10 +59,10 @@
 #define LAW_4_EFFECTS(condition) CHECK(403, !NO_LATE_ACTS || (condition))
 
 /* Law 5. When all is at rest, nothing of a COMPENSATED saga stands, and everything of a COMPLETED one: `needs_undoing`
- * (state.py), `highest`, the doubt of `_step_replied`, `_resent`, `_overdue`. */
+ * (state.py), `highest`, the doubt of `step_replied`, `_resent`, `_overdue`. */
 #define LAW_5(condition) CHECK(501, condition)
 
-/* Law 6. At most one outcome is applied to an attempt: `awaits` (state.py), asked by `_step_replied` (react.py). */
+/* Law 6. At most one outcome is applied to an attempt: `awaits` (state.py), asked by `step_replied` (replies.py). */
 #define LAW_6(condition) CHECK(601, condition)
 
 /* Law 6. None is forgotten: when all is at rest, an act that ran (again) after its undoing is undone again:
@@ -69,13 +70,13 @@
 #define LAW_6_LATE(condition) CHECK(602, condition)
 
 /* Promise 1. When all is at rest, the saga is COMPLETED, COMPENSATED or parked. Every run of the model comes to rest:
- * ends.pml says so with a formula, and the search of every other configuration finds no cycle to hide in. */
+ * run.py asks for it with a formula (703) in one configuration. */
 #define ENDS(condition) CHECK(701, condition)
 
 /* Promise 1 and law 1. How it ended, or that it is parked, was told: confirmed by the broker. */
 #define TOLD(condition) CHECK(702, condition)
 
-/* The barrier: an effect at most once, none after its compensation, and taken back at most once. */
+/* barrier.py: an effect at most once, none after its compensation, and taken back at most once. */
 #define BARRIER_ONCE(condition) CHECK(801, !BARRIER || (condition))
 #define BARRIER_NONE_AFTER(condition) CHECK(802, !BARRIER || (condition))
 #define BARRIER_UNDO_ONCE(condition) CHECK(803, !BARRIER || (condition))

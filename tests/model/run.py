@@ -27,6 +27,7 @@ from tests.model.configurations import (
     PROPERTIES,
     REACHABLE,
     Configuration,
+    Mutant,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -159,13 +160,20 @@ def run_of(configuration: Configuration) -> Run:
     return Run(configuration.name, {**configuration.flags, **off}, configuration.formula)
 
 
+def run_of_mutant(mutant: Mutant) -> Run:
+    """The search that must catch a mutant: for its property alone."""
+    flags = {**mutant.flags, f"MUTANT_{mutant.name}": 1}
+    name, number = f"mutant {mutant.name} {mutant.caught_by}", mutant.caught_by
+    return Run(name, flags, number == 703, number, shortest=number != 703, is_quick=True)
+
+
 def runs_of_holes() -> list[tuple[str, Run, int | None]]:
     """Words, the search, and the property that it must find violated; None: the mend, with which it must hold."""
     runs: list[tuple[str, Run, int | None]] = []
     for hole in (*HOLES, *REACHABLE):
         where, broken = hole.configuration, hole.broken
         name = f"hole {where.name} {broken}"
-        runs.append((hole.words, Run(name, where.flags, only=broken, shortest=True), broken))
+        runs.append((hole.words, Run(name, where.flags, only=broken, shortest=hole.shortest), broken))
         if hole.mend is not None:
             runs.append(("mended", Run(f"{name} mended", {**where.flags, **hole.mend}, only=broken), None))
     return runs
@@ -204,87 +212,92 @@ def install_spin() -> None:
 def figures(results: Sequence[Result]) -> str:
     """Of one search, or of several together."""
     states, depth = sum(result.states for result in results), max(result.depth for result in results)
-    partly = "" if all(result.is_exhaustive for result in results) else ", NOT EXHAUSTIVE"
-    return f"{states:>11,} states, depth {depth}{partly}"
+    whole = all(result.is_exhaustive or result.violated for result in results)
+    return f"{states:>11,} states, depth {depth}{'' if whole else ', NOT EXHAUSTIVE'}"
 
 
-def say_properties(results: Mapping[str, Result], chosen: Sequence[Configuration]) -> bool:
+def story(result: Result) -> str:
+    """Where to read on: the counterexample, or what spin said."""
+    told = result.run.folder / ("story.txt" if result.violated is not None else "search.txt")
+    return f"    {os.path.relpath(told)}"
+
+
+def say_properties(results: Sequence[Result], configurations: Sequence[Configuration]) -> bool:
     """One line for each property; whether all held."""
     is_content = True
     for number, words in PROPERTIES.items():
-        there = [results[configuration.name] for configuration in chosen if number in asked(configuration)]
+        there = [result for result, one in zip(results, configurations, strict=True) if number in asked(one)]
         if not there:
             continue
         broken = [result for result in there if result.violated == number]
-        partly = [result for result in there if not result.is_exhaustive and not broken]
-        verdict = "VIOLATED" if broken else "PARTLY" if partly else "ok"
-        print(f"{number} {words:<78} {verdict:<9} {figures(there)}, {len(there)} configurations")
-        for result in broken:
-            print(f"    {result.run.name}: {result.run.folder / 'story.txt'}")
+        is_partly = not all(result.is_exhaustive for result in there)
+        verdict = "VIOLATED" if broken else "PARTLY" if is_partly else "ok"
+        print(f"{number} {words:<77} {verdict:<8} {figures(there)}, in {len(there)} configurations")
+        print("".join(f"{story(result)}\n" for result in broken), end="")
         is_content &= verdict == "ok"
-    for result in results.values():
+    for result in results:
         if result.violated == -1:
             is_content = False
-            print(f"the model itself is broken in {result.run.name!r}: {result.run.folder / 'search.txt'}")
+            print(f"the model itself is broken in {result.run.name!r}:\n{story(result)}")
     return is_content
+
+
+def say_hole(words: str, expected: int | None, result: Result) -> bool:
+    """A line for one hole, or for its mend; whether that was expected."""
+    is_expected = result.violated == expected and (result.is_exhaustive or expected is not None)
+    verdict = "NOT as known" if not is_expected else "as known" if expected else "closed"
+    print(f"{result.run.name}: {verdict}, {figures([result])}{f': {words}' if expected else ''}", flush=True)
+    if not is_expected or expected:
+        print(story(result))
+    return is_expected
+
+
+def say_mutant(mutant: Mutant, result: Result) -> bool:
+    """A line for one mutant; whether it was caught by the property that it breaks."""
+    is_caught = result.violated == mutant.caught_by
+    verdict = "caught by" if is_caught else "NOT caught by"
+    print(f"mutant {mutant.name}: {verdict} {mutant.caught_by}, {figures([result])}", flush=True)
+    return is_caught
+
+
+def wanted(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(prog="make model ARGS=", description=__doc__)
+    parser.add_argument("--mutants", action="store_true", help="only the mutants")
+    parser.add_argument("--holes", action="store_true", help="only what is known not to hold, and its mends")
+    parser.add_argument(
+        "--only", metavar="NAME", choices=[one.name for one in CONFIGURATIONS], help="one configuration"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="searches side by side (default 2; each takes up to 1.8 GB)"
+    )
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was asked for; 1 if anything is not as expected."""
-    parser = argparse.ArgumentParser(prog="make model ARGS=", description=__doc__)
-    parser.add_argument("--mutants", action="store_true", help="only the mutants")
-    parser.add_argument("--holes", action="store_true", help="only what is known not to hold, and its mends")
-    parser.add_argument("--only", metavar="NAME", help="only the configuration of this name")
-    parser.add_argument(
-        "--jobs", type=int, default=2, help="searches side by side (default 2; each takes up to 1.8 GB)"
-    )
-    wanted = parser.parse_args(arguments)
+    options = wanted(arguments)
     check_names()
     install_spin()
     BUILD.mkdir(exist_ok=True)
     (BUILD / ".gitignore").write_text("*\n", encoding="utf-8")
-    everything = not (wanted.mutants or wanted.holes or wanted.only)
-    chosen = [one for one in CONFIGURATIONS if everything or one.name == wanted.only]
-    holes = runs_of_holes() if everything or wanted.holes else []
-    mutants = MUTANTS if everything or wanted.mutants else ()
+    everything = not (options.mutants or options.holes or options.only)
+    configurations = [one for one in CONFIGURATIONS if everything or one.name == options.only]
+    holes = runs_of_holes() if everything or options.holes else []
+    mutants = MUTANTS if everything or options.mutants else ()
     began_s, is_content = time.monotonic(), True
-    with concurrent.futures.ThreadPoolExecutor(wanted.jobs) as pool:
-        searches = [pool.submit(search, run_of(configuration)) for configuration in chosen]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        searches = [pool.submit(search, run_of(one)) for one in configurations]
         of_holes = [pool.submit(search, run) for _, run, _ in holes]
-        of_mutants = [
-            pool.submit(
-                search,
-                Run(
-                    f"mutant {mutant.name} {mutant.caught_by}",
-                    {**mutant.flags, f"MUTANT_{mutant.name}": 1},
-                    formula=mutant.caught_by == 703,
-                    only=mutant.caught_by,
-                    is_quick=True,
-                ),
-            )
-            for mutant in mutants
-        ]
+        of_mutants = [pool.submit(search, run_of_mutant(mutant)) for mutant in mutants]
         for future in concurrent.futures.as_completed(searches):
             result = future.result()
             print(f"searched {result.run.name!r}: {figures([result])}, {result.took_s:.0f} s", flush=True)
-        results = {future.result().run.name: future.result() for future in searches}
-        is_content &= say_properties(results, chosen)
+        is_content &= say_properties([future.result() for future in searches], configurations)
         for (words, _, expected), future in zip(holes, of_holes, strict=True):
-            result = future.result()
-            as_expected = result.violated == expected and (result.is_exhaustive or expected is not None)
-            verdict = "not as expected!" if not as_expected else "as known" if expected else "closed"
-            print(f"{result.run.name}: {verdict}, {figures([result])}" + (f"; {words}" if expected else ""), flush=True)
-            if result.violated is not None:
-                print(f"    {result.run.folder / 'story.txt'}")
-            is_content &= as_expected
+            is_content &= say_hole(words, expected, future.result())
         for mutant, future in zip(mutants, of_mutants, strict=True):
-            result = future.result()
-            caught = result.violated == mutant.caught_by
-            print(
-                f"mutant {mutant.name}: {'caught by' if caught else 'NOT caught by'} {mutant.caught_by}, {figures([result])}",
-                flush=True,
-            )
-            is_content &= caught
+            is_content &= say_mutant(mutant, future.result())
     print(f"=== model: {'as expected' if is_content else 'NOT as expected'}, {time.monotonic() - began_s:.0f} s")
     return 0 if is_content else 1
 

@@ -20,7 +20,8 @@
 #define is_undone(j) (R.phase[ACT(j)] != AWAITED && !NEEDS_UNDOING(j))
 
 #include "machine.pml"
-#include "processes.pml"
+#include "batch.pml"
+#include "engines.pml"
 #include "participants.pml"
 
 init {

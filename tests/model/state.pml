@@ -194,7 +194,7 @@ bit answered[K * 8];         /* an outcome was applied to this attempt */
 #if BARRIER
 bit act_row[STEPS];          /* rows of watership_barrier: the act's; empty if the compensation came first */
 bit empty_row[STEPS];
-byte undo_row[STEPS];        /* the newest generation whose compensation is recorded */
+byte undo_row[STEPS];        /* the act's row is undone: by which generation of its compensation, the newest */
 #endif
 
 #define FAULT(kind) ((kind) && faults > 0)
@@ -204,8 +204,8 @@ byte undo_row[STEPS];        /* the newest generation whose compensation is reco
 #define SAY(words) printf words
 #define NAME_OF(k) (IS_ACT(k) -> 'A' : 'U'), STEP(k)
 
-hidden byte i_;
-hidden int m_;
+byte i_;
+int m_;
 
 /* Bags: sorted, highest first, zeros behind. */
 inline put(bag, item) {

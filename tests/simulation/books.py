@@ -58,8 +58,7 @@ def _undone(laws: Laws, saga_id: uuid.UUID, step: str, effects: list[Effect], ki
     for act in effects:
         if act.action is Action.COMPENSATE or any(number > act.number for number in undone):
             continue
-        expired = (str(act.saga_id), act.step, act.action.value, str(act.attempt)) in laws.expired
-        if ((kind == "barrier" or act.awaited) and not expired) or _was_told(laws, act):
+        if kind == "barrier" or act.awaited or _was_told(laws, act):
             yield (
                 "promise_fully_undone",
                 f"saga {saga_id.int}: {step} acted (attempt {act.attempt}, in {act.process}), and is not undone",

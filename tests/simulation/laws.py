@@ -23,6 +23,7 @@ from watership.testing.memory_database import LogRow, Row, Transaction
 from watership.testing.world import Process, Witness, World
 from watership_orchestrator.engine import PUBLISH_WINDOW_S
 from watership_orchestrator.store import OWED_LOOK_MS
+from watership_orchestrator.waiting import DeadLetter
 
 from tests.simulation import log_laws, request_laws
 from tests.simulation.evidence import Commit, Entry, LawBroken, copies_of
@@ -45,9 +46,6 @@ class Laws(Witness):
         self.routed_replies: list[tuple[int, StepReply]] = []  # with the number of effects before it
         self.replies: dict[str, StepReply] = {}  # by run
         self.effects_so_far: Callable[[], int] = lambda: 0
-        # Commands that a worker had, gave back, and that expired then: what it did with them is not told. These dead letters
-        # are not judged yet.
-        self.expired: set[tuple[str, str, str, str]] = set()
         self.steps_clock = False  # the database's clock is moved in this seed
         self._batch_size_max = max(batch_sizes)
         self._dispatched: dict[tuple[object, ...], Commit] = {}  # by process and command
@@ -291,9 +289,6 @@ class Laws(Witness):
         """For the trace; and a reply must not be thrown away."""
         if self.world.traced:
             self.world.tell(process, f"{'gives back' if requeue else 'throws away'} {short(delivery)}")
-        if not requeue and delivery.type == "step-command" and delivery.redelivered:
-            saga, step, action, attempt, _ = (delivery.message_id or "").split(":")
-            self.expired.add((saga, step, action, attempt))
         if not requeue:
             self.check(
                 "law_06_none_is_forgotten", delivery.type != "step-reply", f"{process} threw away {short(delivery)}"
@@ -303,6 +298,13 @@ class Laws(Witness):
         """Law 1: what followed from a message is confirmed or owed before the broker forgets it."""
         if self.world.traced:
             self.world.tell(process, f"acknowledges {short(delivery)}")
+        if "x-death" in delivery.headers:
+            kept = [row.item for row in self.world.database.waiting.values() if isinstance(row.item, DeadLetter)]
+            is_kept = any(letter.message_id == delivery.message_id for letter in kept)
+            self.check(
+                "law_06_none_is_forgotten", is_kept, f"{process} acknowledged {short(delivery)} and kept it nowhere"
+            )
+            return
         if delivery.type == "step-command":
             saga, step, action, attempt, _ = (delivery.message_id or "").split(":")
             replied = f"{saga}:{step}:{action}:{attempt}:"
@@ -316,8 +318,6 @@ class Laws(Witness):
             return
         message = read(delivery.type, delivery.body)
         if isinstance(message, StartSaga):
-            if delivery.queue.endswith(".dead"):
-                return  # it was refused, and is kept for a person to see: nothing followed from it
             state, input_hash = self.states.get(message.saga_id), self._input_hashes.get(message.saga_id)
             for law, words in request_laws.start_offences(message, state, input_hash):
                 self.breaks(law, f"{short(delivery)}: {words}")

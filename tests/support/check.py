@@ -11,8 +11,16 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 # The slow ones first: they decide how long it takes.
 CHECKS = {
-    # Programs as processes (tests/acceptance) are for `make test`: they take minutes.
-    "pytest": ["pytest", "-m", "not servers", "-q", "--durations=5", "--ignore=tests/acceptance"],
+    # Programs as processes (tests/acceptance) and thousands of seeds are for `make test`: they take minutes.
+    "pytest": [
+        "pytest",
+        "-m",
+        "not servers",
+        "-q",
+        "--durations=5",
+        "--ignore=tests/acceptance",
+        "--ignore=tests/simulation",
+    ],
     "mypy": ["mypy"],
     "import-linter": ["lint-imports", "--no-logo"],
     "ruff": ["ruff", "check"],

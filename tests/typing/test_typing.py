@@ -18,6 +18,7 @@ from tests.typing.readme_blocks import NAMED, blocks, programs
 BIN = Path(sys.executable).parent
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs/guide.md"
+ONE_PROGRAM_EACH = [ROOT / "docs/flow.md"]
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.py"))
 PUBLIC_FACE = ROOT / "tests/typing/public_face.py"
 SOURCE_ROOTS = [ROOT, ROOT / "shared", ROOT / "orchestrator", ROOT / "worker"]
@@ -55,6 +56,8 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checked]:
     for block in blocks(GUIDE.read_text()):
         if (named := NAMED.match(block)) is not None:  # most are parts of a program, and this is a whole one
             (directory / named[1]).write_text(block)
+    for page in ONE_PROGRAM_EACH:
+        (directory / f"page_{page.stem}.py").write_text("\n\n".join(blocks(page.read_text())))
     files = [*map(str, sorted(directory.glob("*.py"))), *map(str, EXAMPLES), str(PUBLIC_FACE)]
     with ThreadPoolExecutor() as pool:
         mypy = pool.submit(run_mypy, files, directory)

@@ -56,7 +56,7 @@ def delivery(body: bytes, kind: str | None, headers: Any, **more: Any) -> Delive
         (REPLY, "delivery_limit", True),
         (REPLY, "rejected", False),
         (COMMAND, "delivery_limit", True),
-        (COMMAND, "expired", False),
+        (COMMAND, "expired", True),
         (COMMAND, "rejected", False),
         (AdminRequest(verb=AdminVerb.LIST), "delivery_limit", False),
     ],
@@ -68,7 +68,15 @@ def test_only_what_the_broker_gave_up_on_and_the_machine_can_use_is_judged_by_it
     assert letter.judge is judge
     assert letter.reason == (reason or "unknown")
     assert letter.queue == ("ns.step.q" if reason else "ns.dead")
-    assert (letter.judged is not None) is (message is COMMAND and reason == "expired"), "a person need not see to it"
+    assert letter.judged is None, "what came of it is said when it is judged, or by a person"
+
+
+def test_a_command_that_expired_speaks_only_for_an_attempt_that_was_answered() -> None:
+    found = arrival_of(dead(COMMAND, "expired"))
+    assert isinstance(found, Arrival)
+    assert found.expired
+    assert isinstance(found.message, StepReply)
+    assert found.message.outcome is ReplyOutcome.UNKNOWN
 
 
 def test_a_command_that_used_up_its_deliveries_is_a_run_of_unknown_outcome() -> None:

@@ -21,7 +21,7 @@ from watership.saga.models import shape_of
 from watership.saga.saga import Saga
 
 if TYPE_CHECKING:
-    from watership.testing.torturing.report import Report
+    from watership.testing.torturing.report import TortureReport
 
 PICTURE_WIDTH = 100
 
@@ -126,7 +126,7 @@ def _progress(*, silent: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=silent or not console.is_terminal)
 
 
-def _show(report: Report, *, as_json: bool) -> None:
+def _show(report: TortureReport, *, as_json: bool) -> None:
     if as_json:
         print_json(report.to_data())
         return

@@ -106,6 +106,10 @@ class ActionState:
         """It is dispatched or will be, or waits: something is still to come."""
         return self.phase is Phase.AWAITED or self.phase is Phase.DELAYED or self.phase is Phase.WAITING
 
+    def answered(self, attempt: int) -> bool:
+        """Whether this attempt is over: a reply to it, or the end of its time, is on record."""
+        return attempt < self.attempt or (attempt == self.attempt and not self.active)
+
     @property
     def may_go_again(self) -> bool:
         """It was out of attempts, and a person gave it a fresh budget."""

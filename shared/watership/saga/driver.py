@@ -20,7 +20,7 @@ from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
-from watership.saga.job import Job, LetGo, Seat, Start
+from watership.saga.job import FOLLOW_EVERY_MS, Job, LetGo, Seat, Start
 from watership.saga.pruned import why_gone
 from watership.saga.runs import Happening, Runs, run_action
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
@@ -28,7 +28,6 @@ from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
 log = logging.getLogger("watership.driver")
 
-FOLLOW_EVERY_MS = 250
 FOLLOW_ASLEEP_EVERY_MS_MAX = 5_000
 ASLEEP_MS = 5_000  # what waits for longer than this is let go meanwhile
 BACK_OFF_MS = 5_000
@@ -38,14 +37,13 @@ class Drive:
     """One saga, driven or followed by this process until it ends, is parked, or the process lets it go."""
 
     def __init__(self, seat: Seat, saga_id: uuid.UUID, job: Job, *, gated: bool = False) -> None:
-        self.saga_id = saga_id
-        self.watch = SagaWatch(saga_id)
+        self.saga_id, self.watch = saga_id, SagaWatch(saga_id)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start: Start | None = None
         self._storage = seat.storage
         self._keeper = seat.keeper
         self._clock = seat.clock
-        self._plans_kept = seat.plans_kept
+        self._seat = seat
         self._job = job
         self._plan: Plan | None = None
         self._state = SagaState(str(saga_id))
@@ -56,9 +54,9 @@ class Drive:
         self._inbox: list[Happening] = []
         self._wake = asyncio.Event()
         self._runs = Runs(self._wake)
-        self._stopping = False
-        self._asleep = False
+        self._stopping = self._asleep = False
         self.is_watched = True
+        self.ended = False  # it takes nothing up any more
 
     # --- what others may ask of it
 
@@ -110,6 +108,7 @@ class Drive:
             elif not isinstance(error, SagaNotFound):
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
         finally:
+            self.ended = True
             self._leave_unanswered()
 
     def _leave_unanswered(self) -> None:
@@ -125,9 +124,9 @@ class Drive:
 
     async def _create(self, start: Start) -> Lease | None:
         plan = self._job.definition.plan
-        if plan.hash not in self._plans_kept:
+        if plan.hash not in self._seat.plans_kept:
             await self._storage.save_plan(plan)
-            self._plans_kept.add(plan.hash)
+            self._seat.plans_kept.add(plan.hash)
         now_ms = await self._storage.now_ms()
         reaction = react(plan, self._state, e.SagaStarted(plan.saga, start.context, plan.hash), now_ms)
         entry = LogEntry(1, now_ms, "start", reaction.changes)
@@ -142,7 +141,7 @@ class Drive:
 
     async def _join(self, start: Start | None) -> Lease | None:
         """Follows a saga that exists until its lease is ours; None once it is over, or we are stopping."""
-        poll_ms = FOLLOW_EVERY_MS
+        poll_ms = self._seat.follow_every_ms
         while not self._stopping:
             self._wake.clear()
             record = await self._storage.load(self.saga_id)

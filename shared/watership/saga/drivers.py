@@ -25,9 +25,10 @@ from watership.errors import (
     UnknownSaga,
 )
 from watership.machine import events as e
+from watership.machine.nodes import PAUSE_MS_MAX
 from watership.saga.compile import Definition
 from watership.saga.driver import Drive
-from watership.saga.job import Job, LetGo, Seat, Start
+from watership.saga.job import FOLLOW_EVERY_MS, Job, LetGo, Seat, Start
 from watership.saga.models import shape_of
 from watership.saga.pruned import why_gone
 from watership.saga.signals import signal_event
@@ -54,15 +55,16 @@ def drivers_for(storage: SagaStorage, clock: Clock | None = None) -> Drivers:
 
 
 class Drivers:
-    """The drives of one store in one event loop."""
+    """The drives of one store in one event loop. ``alone``: nobody else moves sagas of this store."""
 
-    def __init__(self, storage: SagaStorage, clock: Clock) -> None:
+    def __init__(self, storage: SagaStorage, clock: Clock, *, alone: bool = False) -> None:
         self.storage = storage
         self._drives: dict[uuid.UUID, Drive] = {}
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._recovered: set[uuid.UUID] = set()
         self._jobs: dict[str, Job] = {}
-        self._seat = Seat(storage, clock, storage.keeper())
+        follow_every_ms = PAUSE_MS_MAX if alone else FOLLOW_EVERY_MS
+        self._seat = Seat(storage, clock, storage.keeper(), follow_every_ms=follow_every_ms)
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
@@ -81,7 +83,7 @@ class Drivers:
         """Makes the saga, or joins it. Durable on return. Raises `SagaConflict` on other input."""
         start = Start.of(job.definition.plan.saga, context, saga_id)
         drive = self._drives.get(saga_id)
-        if drive is None:
+        if drive is None or drive.ended:
             drive = self._launch(saga_id, job, start, gated=gated)
         elif drive.start is None:  # recovery or `result` brought it here: its input is in the store
             record = await self.storage.load(saga_id)
@@ -98,7 +100,7 @@ class Drivers:
 
     async def join(self, job: Job, saga_id: uuid.UUID, *, request: e.Event | None = None) -> Drive:
         """Drives or follows a saga that exists, and gives it an event if there is one. Raises `SagaNotFound`."""
-        drive = self._drives.get(saga_id) or self._launch(saga_id, job, None)
+        drive = self._drive_of(saga_id, job)
         drive.is_watched = True
         if request is not None:
             drive.request(request)
@@ -108,7 +110,7 @@ class Drivers:
     async def ask(self, job: Job, saga_id: uuid.UUID, event: e.Event, cause: str) -> str | None:
         """Gives a saga that exists an event; once that is on record, why it was refused, or None."""
         while True:
-            drive = self._drives.get(saga_id) or self._launch(saga_id, job, None)
+            drive = self._drive_of(saga_id, job)
             answer = drive.request(event, cause)
             try:
                 return await answer
@@ -134,6 +136,11 @@ class Drivers:
             log.warning("%s", error)
         await self.storage.forget_signal(signal)
 
+    def _drive_of(self, saga_id: uuid.UUID, job: Job) -> Drive:
+        """The one that drives or follows it here. One that has ended, and is not forgotten yet, would take nothing up."""
+        drive = self._drives.get(saga_id)
+        return drive if drive is not None and not drive.ended else self._launch(saga_id, job, None)
+
     def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
         drive = Drive(self._seat, saga_id, job, gated=gated)
         drive.start = start  # at once: another start of this id may come before its task has begun
@@ -145,9 +152,9 @@ class Drivers:
 
     def _forget(self, drive: Drive) -> None:
         saga_id = drive.saga_id
-        self._drives.pop(saga_id, None)
-        self._tasks.pop(saga_id, None)
-        self._recovered.discard(saga_id)
+        if self._drives.get(saga_id) is drive:  # else another one follows it already
+            del self._drives[saga_id], self._tasks[saga_id]
+            self._recovered.discard(saga_id)
         if not drive.watch.over:
             drive.watch.failed(LetGo(f"saga {saga_id}: this process let it go; recovery takes it up again"))
         if not drive.started.done():

@@ -15,6 +15,8 @@ from watership.execution import Hands
 from watership.saga.compile import Definition, context_of
 from watership.saga.storage.protocol import LeaseKeeper, SagaRecord, SagaStorage
 
+FOLLOW_EVERY_MS = 250
+
 
 class LetGo(WatershipError):
     """This process stopped driving the saga; recovery, or whoever asks for it next, goes on with it."""
@@ -66,9 +68,13 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Seat:
-    """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain."""
+    """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain.
+
+    ``follow_every_ms``: how soon to look whether somebody else moved a saga that sleeps; ever less often after that.
+    """
 
     storage: SagaStorage
     clock: Clock
     keeper: LeaseKeeper | None
     plans_kept: set[str] = dataclasses.field(default_factory=set)
+    follow_every_ms: int = FOLLOW_EVERY_MS

@@ -15,11 +15,14 @@ from watership.testing.ordeal import torture, torture_sync
 from watership.testing.runs import SagaRun, run
 from watership.testing.scenario import Scenario, given
 from watership.testing.stand_ins import StandIn, compensation_fails, fails, real, succeeds, unknown
+from watership.testing.torturing.report import TorturedSaga, TortureReport
 
 __all__ = [
     "SagaRun",
     "Scenario",
     "StandIn",
+    "TortureReport",
+    "TorturedSaga",
     "compensation_fails",
     "database",
     "fails",

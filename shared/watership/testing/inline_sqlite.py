@@ -108,7 +108,8 @@ class InlineConnection:
 
     def __init__(self, server: _Server) -> None:
         self._server = server
-        self._connection: sqlite3.Connection | None = server.connect()
+        self._open: sqlite3.Connection | None = server.connect()
+        self._connection = True  # SQLAlchemy takes a commit for done where this is not true
         self._lane: Lane | None = current_lane()
         self._tx = _AtOnce()
         server.connections.add(self)
@@ -117,9 +118,9 @@ class InlineConnection:
 
     @property
     def _conn(self) -> sqlite3.Connection:
-        if self._connection is None:
+        if self._open is None:
             raise sqlite3.OperationalError(CLOSED)
-        return self._connection
+        return self._open
 
     @property
     def isolation_level(self) -> str | None:
@@ -137,14 +138,16 @@ class InlineConnection:
         await self.patiently(self._conn.commit)
 
     async def rollback(self) -> None:
-        self._conn.rollback()
+        if self._open is not None:  # else the server has done it
+            self._open.rollback()
 
     async def close(self) -> None:
         self.stop()
+        self._connection = False
 
     def stop(self) -> None:
         """Closes it; SQLite rolls back what is not committed."""
-        connection, self._connection = self._connection, None
+        connection, self._open = self._open, None
         if connection is not None:
             connection.close()
 
@@ -153,12 +156,12 @@ class InlineConnection:
     @property
     def is_dead(self) -> bool:
         """Its process died, and the server has not noticed yet."""
-        return self._connection is not None and self._lane is not None and self._lane.dead
+        return self._open is not None and self._lane is not None and self._lane.dead
 
     @property
     def is_stopped(self) -> bool:
         """Its process stands still."""
-        return self._connection is not None and self._lane is not None and self._lane.stopped
+        return self._open is not None and self._lane is not None and self._lane.stopped
 
     async def patiently(self, statement: Callable[[], T]) -> T:
         """Runs it; waits, in virtual time, for the locks of others. Raises "database is locked" after a while."""

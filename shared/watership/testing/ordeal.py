@@ -13,7 +13,7 @@ from watership.saga.saga import Saga
 from watership.testing.stand_ins import AsyncFunction, StandIn
 
 if TYPE_CHECKING:
-    from watership.testing.torturing.report import Report, TorturedSaga
+    from watership.testing.torturing.report import TorturedSaga, TortureReport
 
     Check = Callable[[TorturedSaga[Any]], Any]
 
@@ -34,7 +34,7 @@ async def torture(
     seed: int | str = 0,
     only: str | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> Report:
+) -> TortureReport:
     """Runs ``saga`` on the real engine in virtual time, hundreds of times, with another fault in each run.
 
     ::
@@ -96,7 +96,7 @@ def torture_sync(
     only: str | None = None,
     progress: Callable[[int, int], object] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Report:
+) -> TortureReport:
     """`torture` for a program without an event loop, in the calling thread. ``is_stopped`` True: it gives up."""
     try:
         from watership.testing.torturing.face import hold

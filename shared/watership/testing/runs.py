@@ -71,7 +71,7 @@ async def run(
     stand_ins = stand_ins_for(definition, steps or {})
     clock = VirtualClock()
     storage = MemorySagaStorage(now_ms=clock.monotonic_ms)
-    drivers = Drivers(storage, clock)
+    drivers = Drivers(storage, clock, alone=True)
     wanted = saga_id or uuid.uuid4()
     job = Job(definition, StandInContainer(stand_ins, as_container(container)))
     started_ms = clock.monotonic_ms()

@@ -33,6 +33,7 @@ class Lane:
     def __init__(self, name: str) -> None:
         self.name = name
         self.ready: deque[asyncio.Handle] = deque()
+        self.lost: deque[asyncio.Handle] = deque()  # what was ready when it died
         self.stopped = False
         self.dead = False
         self.tasks: list[asyncio.Task[Any]] = []
@@ -59,7 +60,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._active: list[Lane] = []
         self._timers: list[tuple[float, int, Lane, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
-        self.turns = 0
+        self.turns, self.turns_max = 0, TURNS_MAX
         self._closed = False
         self._running = False
 
@@ -83,7 +84,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Ends a lane where it stands: no callback of it ever runs again, no `finally`, no cancellation."""
         self.halt(lane)
         lane.dead = True
-        lane.ready.clear()
+        lane.lost, lane.ready = lane.ready, deque()
+
+    def exhume(self, lane: Lane) -> None:
+        """Lets a dead lane go on after all, for others to clean up what it left half done. Its timers are gone."""
+        lane.dead = False
+        lane.ready = lane.lost
+        self.resume(lane)
 
     def _push(self, lane: Lane, handle: asyncio.Handle) -> None:
         if lane.dead:
@@ -179,8 +186,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if not self._active:
             self._jump()
         self.turns += 1
-        if self.turns > TURNS_MAX:
-            raise Stuck(f"{TURNS_MAX} turns of the loop, and no end: something turns without waiting")
+        if self.turns > self.turns_max:
+            raise Stuck(f"{self.turns_max} turns of the loop, and no end: something turns without waiting")
         active = self._active
         index = int(self._chance.random() * len(active)) if len(active) > 1 and self._chance else 0
         lane = active[index]
@@ -213,6 +220,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     _close(task)
             lane.tasks.clear()
             lane.ready.clear()
+            lane.lost.clear()
         self._timers.clear()
         self._active.clear()
 

@@ -35,7 +35,11 @@ class Manner:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Branch:
-    """``name`` is how it is written in ``only``, and told. ``may_park``: ending parked is right here."""
+    """``name`` is how it is written in ``only``, and told.
+
+    ``may_park``: ending parked is right here. So it is where the pivot is made to fail: delivered twice, its outcome is
+    unknown, and a pivot is never undone blindly.
+    """
 
     name: str
     manners: Mapping[tuple[str, Action], Manner]
@@ -59,6 +63,12 @@ PLAIN = Branch("", {})
 
 def branches(definition: Definition) -> Iterator[Branch]:
     """Every branch of a saga, in the order of its steps."""
+    pivot = definition.plan.pivot
+    for branch in _branches(definition):
+        yield dataclasses.replace(branch, may_park=pivot is not None and (pivot, Action.ACT) in branch.manners)
+
+
+def _branches(definition: Definition) -> Iterator[Branch]:
     plan = definition.plan
     for node in plan.nodes:
         if isinstance(node, WaitPlan):
@@ -78,12 +88,11 @@ def branches(definition: Definition) -> Iterator[Branch]:
 def _of_step(plan: Plan, step: StepPlan, given: Mapping[tuple[str, Action], Manner]) -> Iterator[Branch]:
     name = step.name
     acts = (name, Action.ACT)
-    park = plan.pivot == name
     yield Branch(f"{name} fails", {**given, acts: _always(step, Conduct.FAILS)})
     unknown = _always(step, Conduct.UNKNOWN_ACTED)
-    yield Branch(f"{name} unknown but acted", {**given, acts: unknown}, may_park=park)
+    yield Branch(f"{name} unknown but acted", {**given, acts: unknown})
     idle = _always(step, Conduct.UNKNOWN_IDLE)
-    yield Branch(f"{name} unknown and did not act", {**given, acts: idle}, may_park=park)
+    yield Branch(f"{name} unknown and did not act", {**given, acts: idle})
     if not step.compensable:
         return
     later = _turns_around_after(plan, step)

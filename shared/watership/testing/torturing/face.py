@@ -11,7 +11,7 @@ from watership.saga.compile import compile_saga
 from watership.saga.models import shape_of
 from watership.testing.runs import stand_ins_for
 from watership.testing.torturing.inquiry import Inquiry, Progress
-from watership.testing.torturing.report import Report
+from watership.testing.torturing.report import TortureReport
 from watership.testing.torturing.rig import RiggedWorker
 from watership.testing.torturing.scene import Cast, Check, Fresh, settings_of, times_of
 
@@ -31,7 +31,7 @@ def hold(
     only: str | None,
     progress: Progress | None,
     is_stopped: Callable[[], bool],
-) -> Report:
+) -> TortureReport:
     """See `watership.testing.torture`."""
     definition = compile_saga(saga)
     waits = {node.name for node in definition.plan.nodes if isinstance(node, WaitPlan)}

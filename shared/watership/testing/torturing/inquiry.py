@@ -14,7 +14,7 @@ from watership.machine.state import Status
 from watership.testing.torturing.branches import PLAIN, Branch, branches
 from watership.testing.torturing.catalogue import Record, asked_for, paired_trials, single_trials
 from watership.testing.torturing.points import NO_FAULT, Harm, Trial
-from watership.testing.torturing.report import Finding, Kind, Report, Run, Verdict
+from watership.testing.torturing.report import Finding, Kind, Run, TortureReport, Verdict
 from watership.testing.torturing.scene import Cast, Ending, Scene
 from watership.testing.torturing.verdict import Evidence, judged
 
@@ -39,13 +39,13 @@ class Inquiry:
         is_stopped: Callable[[], bool],
     ) -> None:
         self.cast = cast
-        self.report = Report(cast.plan.saga, cast.seed, "", stages=stages_of(cast.plan))
+        self.report = TortureReport(cast.plan.saga, cast.seed, "", stages=stages_of(cast.plan))
         self._pairs, self._only = pairs, only
         self._progress, self._is_stopped = progress, is_stopped
         self._shown_by: dict[tuple[Kind, str], list[Trial]] = {}
         self._alone: dict[str, Ending] = {}  # each branch without faults, by its name
 
-    def hold(self) -> Report:
+    def hold(self) -> TortureReport:
         """All of it."""
         began_s = time.perf_counter()
         plain = self._plain()
@@ -73,7 +73,7 @@ class Inquiry:
         failure = ending.state.failure if ending.state is not None else None
         if failure is None:
             return
-        if failure.code in (ConfigurationError.code, DefinitionError.code):
+        if failure.type_name in (ConfigurationError.__name__, DefinitionError.__name__):
             raise ConfigurationError(f"step {failure.step} cannot run here: {failure.message}")
         if failure.type_name == "NotImplementedError":
             raise ConfigurationError(

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from watership.testing.torturing.points import Harm
-from watership.testing.torturing.report import Finding, Kind, Report, Run, Verdict
+from watership.testing.torturing.report import Finding, Kind, Run, TortureReport, Verdict
 
 WIDTH = 100
 FINDINGS_MAX = 20
@@ -41,7 +41,7 @@ _KINDS = {
 }
 
 
-def as_text(report: Report) -> str:
+def as_text(report: TortureReport) -> str:
     """The report for a terminal without colours, or a log."""
     console = Console(file=io.StringIO(), width=WIDTH, highlight=False, color_system=None)
     console.print(rendered(report))
@@ -50,7 +50,7 @@ def as_text(report: Report) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def rendered(report: Report) -> RenderableType:
+def rendered(report: TortureReport) -> RenderableType:
     """The report as rich shows it."""
     parts: list[RenderableType] = [_headline(report)]
     if report.trace:
@@ -70,21 +70,22 @@ def rendered(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _headline(report: Report) -> Text:
+def _headline(report: TortureReport) -> Text:
     counts = {verdict: sum(run.verdict is verdict for run in report.runs) for verdict in Verdict}
     total = len(report.runs)
-    words = (
-        f"{report.saga}: {total} {'run' if total == 1 else 'runs'} in {report.elapsed_s:.1f} s, seed {report.seed}. "
-    )
-    words += f"{counts[Verdict.RIGHT]} ended right, {counts[Verdict.WRONG]} wrong, {counts[Verdict.PARKED]} parked. "
-    words += f"Without a fault it ends {report.plain}."
-    return Text("\n".join(textwrap.wrap(words, WIDTH - 1)), style="bold")
+    runs = "run" if total == 1 else "runs"
+    ended = f"{counts[Verdict.RIGHT]} ended right, {counts[Verdict.WRONG]} wrong, {counts[Verdict.PARKED]} parked"
+    lines = [
+        f"{report.saga}: {total} {runs} in {report.elapsed_s:.1f} s, seed {report.seed}",
+        f"{ended}; without a fault it ends {report.plain}",
+    ]
+    return Text("\n".join(textwrap.fill(line, WIDTH - 1) for line in lines), style="bold")
 
 
 # --- the picture
 
 
-def _table(report: Report) -> Table:
+def _table(report: TortureReport) -> Table:
     marks = _marks(report.runs)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("the saga is at", no_wrap=True, max_width=STAGE_MAX, overflow="ellipsis")

@@ -88,7 +88,7 @@ class Finding:
 
 
 @dataclasses.dataclass
-class Report:
+class TortureReport:
     """What came of torturing a saga. ``str(report)`` is the picture and the findings; ``ok``: there are none.
 
     ``elapsed_s`` is real time. ``plain`` says how the saga ends when nothing goes wrong. ``trace``: where ``only`` asked for

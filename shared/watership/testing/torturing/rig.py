@@ -6,20 +6,20 @@ It wraps what the user's container gives. It must never know what is judged of i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from watership.adapters.circuit_breaker import Breakers
 from watership.container import Container, Scope
-from watership.errors import OutcomeUnknown
+from watership.errors import AlreadyHandled, OutcomeUnknown
 from watership.machine.plan import Plan
 from watership.machine.state import Action
 from watership.saga.compile import Definition, Step
+from watership.saga.run import current_run
 from watership.saga.saga import SagaMap
 from watership.saga.step import RemoteStep, SagaStepHandler, StepRun, _current, current_step, step_name
 from watership.testing.inline_sqlite import before_write
@@ -28,14 +28,13 @@ from watership.testing.torturing.branches import Branch, Conduct, Manner
 from watership.testing.torturing.journal import HandlerRun, Journal
 from watership.testing.torturing.points import BEGINS, ENDED, WAITS
 from watership.testing.torturing.watch import Watch
+from watership.testing.virtual_loop import VirtualLoop
 from watership.testing.world import Process
 from watership_worker.worker import Worker
 
 T = TypeVar("T")
 
-BURY_WITHIN_S = 60.0
-BARRIER_TABLE = "watership_barrier"
-ANSWERED = "AlreadyHandled"  # what a barrier leaves a handler by
+LAST_MOMENT_S, BURY_WITHIN_S = 1.0, 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +47,23 @@ class Rig:
     journal: Journal
     watch: Watch
     behind_barrier: bool = False  # the worker puts each handler there
-    unfinished: list[Any] = dataclasses.field(default_factory=list)  # handlers and scopes, in the order of their begin
+    processes: list[Process] = dataclasses.field(default_factory=list)
 
-    async def bury(self) -> None:
-        """Ends what dead processes left behind. What will not end in a minute is left as it is."""
-        for one in reversed(self.unfinished.copy()):
-            with contextlib.suppress(Exception):  # whatever it has to say, the run is over
-                async with asyncio.timeout(BURY_WITHIN_S):
-                    await one.bury()
+    async def bury(self, loop: VirtualLoop) -> None:
+        """Ends what dead workers left unfinished, so that what handlers hold open is closed. The run is judged already.
+
+        What can go on goes on for a moment: a close that had not begun would never begin once it is cancelled.
+        """
+        dead = [process.lane for process in self.processes if not process.alive]
+        for lane in dead:
+            loop.exhume(lane)
+        if dead:
+            await asyncio.sleep(LAST_MOMENT_S)
+        unfinished = [task for lane in dead for task in lane.tasks if not task.done()]
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=BURY_WITHIN_S)
 
 
 class RiggedWorker(Worker):
@@ -63,8 +71,6 @@ class RiggedWorker(Worker):
 
     Making one compiles the saga; `for_process` gives the same to another process, as a start of it would.
     """
-
-    _barrier: type[Any] | None = None
 
     def _add_saga(self, definition: Definition, wanted: set[str] | None) -> None:
         super()._add_saga(definition, wanted)
@@ -84,6 +90,7 @@ class RiggedWorker(Worker):
 
     def begin(self, process: Process, rig: Rig) -> None:
         """It is in a process of its own now."""
+        rig.processes.append(process)
         self._container = RiggedContainer(process, rig)
         self._breakers, self._own_breakers = Breakers(), {}
 
@@ -103,37 +110,11 @@ class RiggedContainer:
     def __init__(self, process: Process, rig: Rig) -> None:
         self._process, self._rig = process, rig
 
-    def scope(self) -> AbstractAsyncContextManager[Scope]:
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[Scope]:
         """A scope of the user's container."""
-        return _OpenScope(self._process, self._rig)
-
-
-class _OpenScope(AbstractAsyncContextManager[Scope]):
-    """A scope that a dead process left open can be closed by others, so that what the user's code holds is given back."""
-
-    def __init__(self, process: Process, rig: Rig) -> None:
-        self._process, self._rig = process, rig
-        self._inner = rig.container.scope()
-        self._is_open = False
-
-    async def __aenter__(self) -> Scope:
-        inner = await self._inner.__aenter__()
-        self._is_open = True
-        self._rig.unfinished.append(self)
-        return _RiggedScope(self._process, self._rig, inner)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if not self._is_open:
-            return None
-        self._is_open = False
-        self._rig.unfinished.remove(self)
-        return await self._inner.__aexit__(kind, error, trace)
-
-    async def bury(self) -> None:
-        """Closes it, if its process never will."""
-        await self.__aexit__(None, None, None)
+        async with self._rig.container.scope() as inner:
+            yield _RiggedScope(self._process, self._rig, inner)
 
 
 class _RiggedScope:
@@ -200,7 +181,6 @@ class _RiggedHandler:
         journal.runs.append(run)
 
         async def written(what: str) -> None:
-            run.careful = run.careful or BARRIER_TABLE in what
             self._rig.watch.tell(process, f"{name}: {what}")
             await process.point(f"{name}: {what}")
 
@@ -213,71 +193,46 @@ class _RiggedHandler:
         self._rig.watch.tell(process, f"{name} begins (attempt {step.attempt})")
         noticing, writing = _current.set(_noticing(step, run)), before_write.set(written)
         try:
-            value = await _Watched(call(), self._rig, lambda: self._rig.watch.suspended(process, name + WAITS))
+            value = await _Watched(call(), lambda: self._rig.watch.suspended(process, name + WAITS))
             run.effective = True
             self._rig.watch.tell(process, f"{name} ran to its end")
             return value
         except BaseException as error:
-            run.answered = type(error).__name__ == ANSWERED
+            run.answered = isinstance(error, AlreadyHandled)
             self._rig.watch.tell(process, f"{name} ended by {type(error).__name__}: {error}")
             raise
         finally:
             run.ended = journal.tick()
+            inside = current_run()
+            run.careful = run.careful or (inside is not None and inside.block is not None)
             _current.reset(noticing)
             before_write.reset(writing)
 
 
 class _Watched:
-    """Awaits something, and tells of each time that it gives way. One whose process died can be ended by others."""
+    """Awaits something, and tells of each time that it gives way."""
 
-    def __init__(self, awaitable: Awaitable[Any], rig: Rig, suspended: Callable[[], None]) -> None:
-        self._inner: Any = awaitable.__await__()
-        self._rig, self._suspended = rig, suspended
+    def __init__(self, awaitable: Awaitable[Any], suspended: Callable[[], None]) -> None:
+        self._awaitable, self._suspended = awaitable, suspended
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        unfinished = self._rig.unfinished
-        unfinished.append(self)
-        value = yield from self._drive(lambda: next(self._inner), self._suspended)
-        unfinished.remove(self)
-        return value
-
-    def _drive(self, step: Callable[[], Any], suspended: Callable[[], None]) -> Generator[Any, Any, Any]:
+        inner: Any = self._awaitable.__await__()
+        step: Callable[[], Any] = functools.partial(next, inner)
         while True:
             try:
                 yielded = step()
             except StopIteration as stop:
                 return stop.value
-            suspended()
+            self._suspended()
             try:
                 sent = yield yielded
             except GeneratorExit:
+                inner.close()
                 raise
             except BaseException as error:  # noqa: BLE001 - a cancellation, say: it is for the one that waits
-                step = _thrower(self._inner, error)
+                step = functools.partial(inner.throw, error)
             else:
-                step = _sender(self._inner, sent)
-
-    async def bury(self) -> None:
-        """Ends what its process left unfinished, as a cancellation does: with every `finally` in it."""
-        self._rig.unfinished.remove(self)
-        with contextlib.suppress(asyncio.CancelledError):
-            await _Driven(self._drive(_thrower(self._inner, asyncio.CancelledError()), lambda: None))
-
-
-class _Driven:
-    def __init__(self, generator: Generator[Any, Any, Any]) -> None:
-        self._generator = generator
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._generator
-
-
-def _thrower(inner: Any, error: BaseException) -> Callable[[], Any]:
-    return lambda: inner.throw(error)
-
-
-def _sender(inner: Any, value: Any) -> Callable[[], Any]:
-    return lambda: inner.send(value)
+                step = functools.partial(inner.send, sent)
 
 
 class _NoticingRun(StepRun):

@@ -50,6 +50,7 @@ SAGA_ID = uuid.UUID("7041042e-0000-4000-8000-000000000001")
 READY_EVERY_S = 0.02
 LOOK_EVERY_S = 2.0
 CLIENT_RETRY_S = 1.0
+TURNS_MAX = 500_000  # of the loop, in one run: a hundred times what one needs
 # What the product logs as an error while it does the right thing.
 EXPECTED_ERRORS = ("an announcement could not be kept",)
 
@@ -118,6 +119,8 @@ class Scene:
         self.ending = Ending(trial, self.watch, self.journal)
         self._topology = Topology(NAMESPACE)
         self._check: Check | None = cast.check
+        self._is_over = False  # what happens from here is told nobody
+        self.world.loop.turns_max = TURNS_MAX
 
     def play(self) -> Ending:
         """Runs it to its end."""
@@ -125,7 +128,8 @@ class Scene:
             try:
                 self.world.run(self._story(errors))
             except Stuck as error:
-                self.ending.stuck = self.ending.stuck or str(error)
+                if not self._is_over:
+                    self.ending.stuck = self.ending.stuck or str(error)
         self.ending.state = self._state()
         return self.ending
 
@@ -157,7 +161,8 @@ class Scene:
             self.ending.bugs.extend(f"the {one.process} ended: {one.error}" for one in self.world.unexpected)
             self.ending.bugs.extend(errors)
         await self._ask()
-        await rig.bury()
+        self._is_over = True
+        await rig.bury(self.world.loop)
 
     async def _fresh(self) -> object:
         if self.cast.fresh is None:

@@ -17,7 +17,7 @@ from watership.bus.protocol import Delivery, Fate, Message
 from watership.machine import changes as c
 from watership.machine.effects import SendCommand, effects_of
 from watership.machine.state import Action, Phase, Status
-from watership.messages import ReplyOutcome, StepReply, WireMessage, read
+from watership.messages import ReplyOutcome, StepCommand, StepReply, WireMessage, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
 from watership.testing.memory_database import Transaction
 from watership.testing.mischief import WELL, Act, Crash, NoMischief, Pause, Sending
@@ -57,7 +57,7 @@ class Watch(NoMischief, Witness):
         self._look: list[Seen] | None = None  # a reaper's look that may yet find nothing
         self._sending: dict[str, list[str]] = {}  # by role: what it publishes now
         self._last_about: dict[tuple[str, str], str] = {}  # what "committed" and "acked" are about
-        self._confirmed: set[str] = set()
+        self._confirmed: set[tuple[str, str]] = set()  # by type and id: a reply is named like its command
         self._armed = False
 
     def arm(self, world: World) -> None:
@@ -194,7 +194,7 @@ class Watch(NoMischief, Witness):
             if fate is not Fate.CONFIRMED:
                 self.tell(process, f"is not told what became of {label_of(message) or 'a message'}")
             if fate is Fate.CONFIRMED:
-                self._confirmed.add(message.message_id)
+                self._confirmed.add((message.type, message.message_id))
         self._tell_last(process.role, "published", label_of(messages[0]) or "" if messages else "")
 
     def acked(self, process: Process, delivery: Delivery) -> None:
@@ -250,7 +250,7 @@ class Watch(NoMischief, Witness):
 
     def _must_have_replied(self, process: Process, delivery: Delivery, label: str) -> None:
         command = (delivery.message_id or "").rsplit(":", 1)[0]
-        if not any(name.startswith(f"{command}:") for name in self._confirmed):
+        if not self._is_confirmed(StepReply.kind, f"{command}:"):
             self._break(f"the {process.role} acknowledged {label}, and the broker had not confirmed its reply")
 
     def _must_have_sent(self, process: Process, delivery: Delivery, label: str) -> None:
@@ -272,7 +272,7 @@ class Watch(NoMischief, Witness):
             command = f"{saga_id}:{effect.step}:{effect.action}:{effect.attempt}:"
             awaited = state.step(effect.step).of(effect.action).phase is Phase.AWAITED
             awaited = awaited and state.awaits(effect.step, effect.action, effect.attempt)
-            if awaited and not any(name.startswith(command) for name in self._confirmed):
+            if awaited and not self._is_confirmed(StepCommand.kind, command):
                 self._break(
                     f"the {process.role} acknowledged {label}, and the broker had not confirmed the command "
                     f"{effect.step}.{effect.action} that follows from it"
@@ -283,6 +283,9 @@ class Watch(NoMischief, Witness):
         ran = not isinstance(message, StepReply) or message.outcome is not ReplyOutcome.NOT_SERVED
         text = delivery.body.decode()
         return not ran or any(line.message == text for line in self.world.database.ledger)
+
+    def _is_confirmed(self, kind: str, name: str) -> bool:
+        return any(one == kind and known.startswith(name) for one, known in self._confirmed)
 
     def _comes_again(self, delivery: Delivery) -> bool:
         """Whether another copy of it waits at the broker: then that one will see to it."""
