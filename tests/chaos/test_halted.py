@@ -90,7 +90,10 @@ class Scene:
         connection: Any = await asyncpg.connect(plain(self.ground.database_url))
         try:
             query = "SELECT saga_id, seq, at_ms, cause FROM watership_log WHERE saga_id = ANY($1) ORDER BY saga_id, seq"
-            return [f"{row['saga_id']} #{row['seq']} {row['at_ms']} {row['cause']}" for row in await connection.fetch(query, list(ids)[:3])]
+            return [
+                f"{row['saga_id']} #{row['seq']} {row['at_ms']} {row['cause']}"
+                for row in await connection.fetch(query, list(ids)[:3])
+            ]
         finally:
             await connection.close()
 
