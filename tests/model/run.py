@@ -33,7 +33,7 @@ from tests.model.configurations import (
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / ".model"
 FORMULA = "ltl ends { <>[] (row.status == COMPLETED || row.status == COMPENSATED || row.parked) }\n"
-MEMORY_MB = 1_800  # of one run; two go side by side
+MEMORY_MB = 6_000  # of one run; two go side by side
 DEPTH_MAX = 100_000
 SEARCH_LIMIT_S = 900
 
