@@ -24,17 +24,18 @@ from watership_orchestrator.ports import Backing
 from watership_orchestrator.store import ChangedRow, NewRow
 
 PLAN = Plan("Order", (StepPlan("A", "a"), StepPlan("B", "b")), {"type": "object", "required": ["n"]})
-SOON_MS, LATER_MS = 20_000, 90_000
+SOON_MS, LATER_MS, MINUTE_MS = 20_000, 90_000, 60_000
 
 
 @dataclasses.dataclass
 class Ground:
-    """One database under test: services on it, and a look at what it holds."""
+    """One database under test: services on it, and a look at what it holds. ``make_older``: a plan, by a minute."""
 
     new_backing: Callable[[str], Backing]
     row: Callable[[uuid.UUID], Coroutine[Any, Any, dict[str, Any] | None]]
     ledger: Callable[[], Coroutine[Any, Any, list[tuple[uuid.UUID, str, str]]]]
     change: Callable[..., Coroutine[Any, Any, None]]
+    make_older: Callable[[Plan], Coroutine[Any, Any, None]]
 
     def __post_init__(self) -> None:
         self.backing = self.new_backing("test")
@@ -80,7 +81,12 @@ async def ground(postgres_url: str | None) -> AsyncIterator[Ground]:
                 sa.text(f"UPDATE watership_saga SET {named} WHERE saga_id = :id"), {**values, "id": saga_id}
             )
 
-    yield Ground(lambda namespace: PostgresBacking(database, namespace), row, ledger, change)
+    async def make_older(plan: Plan) -> None:
+        older = "UPDATE watership_plan SET registered_at_ms = registered_at_ms - :ms WHERE plan_hash = :plan_hash"
+        async with database.begin() as connection:
+            await connection.execute(sa.text(older), {"ms": MINUTE_MS, "plan_hash": plan.hash})
+
+    yield Ground(lambda namespace: PostgresBacking(database, namespace), row, ledger, change, make_older)
     await database.dispose()
 
 
@@ -97,7 +103,12 @@ def memory_ground() -> Ground:
     async def change(saga_id: uuid.UUID, **values: Any) -> None:
         database.sagas[saga_id].update(values)
 
-    return Ground(lambda namespace: MemoryBacking(database, namespace), row, ledger, change)
+    async def make_older(plan: Plan) -> None:
+        record = database.plans["test", plan.hash]
+        older_ms = record.registered_at_ms - MINUTE_MS
+        database.plans["test", plan.hash] = dataclasses.replace(record, registered_at_ms=older_ms)
+
+    return Ground(lambda namespace: MemoryBacking(database, namespace), row, ledger, change, make_older)
 
 
 def saga(number: int = 1, *, due_at_ms: int | None = None, **fields: Any) -> SagaState:
