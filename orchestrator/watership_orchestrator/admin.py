@@ -24,9 +24,9 @@ from watership_orchestrator.waiting import tombstones
 LOG_ENTRIES_MAX = 5_000
 LEDGER_LINES_MAX = 100
 LOG_BYTES_MAX = 524_288  # an answer is one message, and has a context beside the log
-LETTER_BODY_CHARS_MAX = 262_144
+LETTER_BODY_CHARS_MAX = 131_072  # JSON may need six bytes for one
 LEDGER_BYTES_MAX = 131_072
-_PAYLOADS = ("patch", "response", "context")
+_PAYLOADS = ("patch", "response", "context", "events", "data")
 MOVES_A_SAGA = frozenset({AdminVerb.RETRY, AdminVerb.COMPENSATE})
 OF_A_SAGA = MOVES_A_SAGA | {AdminVerb.SHOW}
 OF_A_DEAD_LETTER = frozenset({AdminVerb.DEAD_SHOW, AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD})
