@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +27,16 @@ from watership import (
     bootstrap,
     recover_saga,
 )
-from watership.machine.state import Status
+from watership.clock import SystemClock
+from watership.container import PlainContainer
+from watership.machine import events as e
+from watership.machine.react import react
+from watership.machine.state import SagaState, Status
+from watership.saga.compile import compile_saga
+from watership.saga.drivers import Drivers
+from watership.saga.job import Job
+from watership.saga.storage.protocol import LEASE_MS, LogEntry
+from watership.testing.virtual_loop import new_loop
 
 CALLS: list[str] = []
 HOOKS: dict[str, Callable[[], Any]] = {}
@@ -91,10 +100,14 @@ def storage() -> MemorySagaStorage:
 
 @pytest.fixture
 async def mediator(storage: MemorySagaStorage) -> AsyncIterator[SagaMediator]:
+    async with bound(storage) as made:
+        yield made
+
+
+def bound(storage: MemorySagaStorage) -> SagaMediator:
     mapper = SagaMap()
     mapper.bind(Order, OrderSaga)
-    async with bootstrap(sagas_mapper=mapper, saga_storage=storage, recover_every_s=0) as made:
-        yield made
+    return bootstrap(sagas_mapper=mapper, saga_storage=storage, recover_every_s=0)
 
 
 def declines() -> None:
@@ -204,46 +217,53 @@ async def test_of_two_starts_at_once_with_other_input_one_is_a_conflict(mediator
     assert isinstance(second, SagaConflict)
 
 
-async def test_a_second_driver_waits_and_gets_the_same_end(storage: MemorySagaStorage, mediator: SagaMediator) -> None:
-    saga_id, go = uuid.uuid4(), asyncio.Event()
-    HOOKS["act B"] = go.wait
-    await mediator.start(Order("o-1"), saga_id)
-    recoveries = [asyncio.create_task(recover_saga(OrderSaga, saga_id, Order, None, storage)) for _ in range(4)]
-    await asyncio.sleep(0.01)
-    go.set()
-    await asyncio.gather(*recoveries)
-    assert CALLS == ["act A", "act B", "act C"]
+def in_virtual_time(main: Callable[[MemorySagaStorage], Coroutine[Any, Any, None]]) -> None:
+    """Time goes on only where nothing else can: what has not happened after a while was not going to."""
+    loop = new_loop()
+    try:
+        loop.run_until_complete(main(MemorySagaStorage(now_ms=lambda: int(loop.time() * 1000))))
+    finally:
+        loop.close()
 
 
-async def test_a_driver_of_another_process_waits_for_the_lease(
-    storage: MemorySagaStorage, mediator: SagaMediator
-) -> None:
+def test_a_second_driver_waits_and_gets_the_same_end() -> None:
+    async def main(storage: MemorySagaStorage) -> None:
+        saga_id, go = uuid.uuid4(), asyncio.Event()
+        HOOKS["act B"] = go.wait
+        async with bound(storage) as mediator:
+            await mediator.start(Order("o-1"), saga_id)
+            recoveries = [asyncio.create_task(recover_saga(OrderSaga, saga_id, Order, None, storage)) for _ in range(4)]
+            await asyncio.sleep(30)  # less than a step may take
+            assert CALLS == ["act A", "act B"]
+            assert not any(recovery.done() for recovery in recoveries)
+            go.set()
+            await asyncio.gather(*recoveries)
+        assert CALLS == ["act A", "act B", "act C"]
+
+    in_virtual_time(main)
+
+
+def test_a_driver_of_another_process_waits_for_the_lease() -> None:
     """Another set of drivers on the same store stands for another process."""
-    from watership.clock import SystemClock
-    from watership.container import PlainContainer
-    from watership.saga.compile import compile_saga
-    from watership.saga.drivers import Drivers
-    from watership.saga.job import Job
 
-    saga_id, entered, go = uuid.uuid4(), asyncio.Event(), asyncio.Event()
+    async def main(storage: MemorySagaStorage) -> None:
+        saga_id, go = uuid.uuid4(), asyncio.Event()
+        HOOKS["act B"] = go.wait
+        async with bound(storage) as mediator:
+            await mediator.start(Order("o-1"), saga_id)
+            other = Drivers(storage, SystemClock())
+            drive = await other.join(Job(compile_saga(OrderSaga), PlainContainer()), saga_id)
+            await asyncio.sleep((LEASE_MS - 1) / 1000)  # a store in memory has nobody who renews it
+            assert CALLS == ["act A", "act B"]
+            assert not drive.watch.over
+            go.set()
+            end = await drive.watch.end()
+            await other.close()
+        assert end.status is Status.COMPLETED
+        assert drive.watch.steps_seen == 3
+        assert CALLS == ["act A", "act B", "act C"]
 
-    async def waits() -> None:
-        entered.set()
-        await go.wait()
-
-    HOOKS["act B"] = waits
-    await mediator.start(Order("o-1"), saga_id)
-    await entered.wait()
-    other = Drivers(storage, SystemClock())
-    drive = await other.join(Job(compile_saga(OrderSaga), PlainContainer()), saga_id)
-    await asyncio.sleep(0.02)
-    assert not drive.watch.over
-    go.set()
-    end = await asyncio.wait_for(drive.watch.end(), 5)
-    assert end.status is Status.COMPLETED
-    assert drive.watch.steps_seen == 3
-    assert CALLS == ["act A", "act B", "act C"]
-    await other.close()
+    in_virtual_time(main)
 
 
 async def test_nobody_has_this_id(mediator: SagaMediator) -> None:
@@ -254,17 +274,20 @@ async def test_nobody_has_this_id(mediator: SagaMediator) -> None:
 # --- transactions
 
 
-async def test_a_transaction_takes_a_step_when_it_is_asked_for() -> None:
-    seen = []
-    async with OrderSaga().transaction(context=Order("o-1"), storage=MemorySagaStorage()) as transaction:
-        await asyncio.sleep(0.01)
-        assert CALLS == []
-        async for result in transaction:
-            seen.append(result.step_type.__name__)
-            await asyncio.sleep(0.005)
-            assert [f"act {name}" for name in seen] == CALLS
-    assert seen == ["A", "B", "C"]
-    assert transaction.completed_steps == [A, B, C]
+def test_a_transaction_takes_a_step_when_it_is_asked_for() -> None:
+    async def main(storage: MemorySagaStorage) -> None:
+        seen = []
+        async with OrderSaga().transaction(context=Order("o-1"), storage=storage) as transaction:
+            await asyncio.sleep(60)
+            assert CALLS == []
+            async for result in transaction:
+                seen.append(result.step_type.__name__)
+                await asyncio.sleep(60)
+                assert [f"act {name}" for name in seen] == CALLS
+        assert seen == ["A", "B", "C"]
+        assert transaction.completed_steps == [A, B, C]
+
+    in_virtual_time(main)
 
 
 async def test_an_exception_that_leaves_the_block_undoes_what_acted(storage: MemorySagaStorage) -> None:
@@ -319,16 +342,9 @@ async def test_a_transactions_own_compensation_retries() -> None:
 
 async def test_a_cancelled_saga_never_acts_again_after_a_crash(storage: MemorySagaStorage) -> None:
     """It was turned around while an act was awaited, and its process died: recovery only goes back (law 3)."""
-    from watership.machine import events as e
-    from watership.machine.react import react
-    from watership.saga.compile import compile_saga
-    from watership.saga.storage.protocol import LEASE_MS, LogEntry
-
     saga_id, plan = uuid.uuid4(), compile_saga(OrderSaga).plan
     now_ms = await storage.now_ms()
     await storage.save_plan(plan)
-    from watership.machine.state import SagaState
-
     started = react(plan, SagaState(str(saga_id)), e.SagaStarted(plan.saga, {"order_id": "o-1"}, plan.hash), now_ms)
     entry = LogEntry(1, now_ms, "start", started.changes)
     lease = await storage.create(saga_id, started.state, entry, input_hash="x", lease_ms=LEASE_MS)
