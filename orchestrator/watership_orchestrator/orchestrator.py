@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from watership.bus.protocol import Bus, Delivery, Message, Subscription
 from watership.bus.topology import Topology
@@ -78,7 +79,8 @@ class Orchestrator:
         """Connects, declares the namespace's exchanges and queues, and consumes."""
         await patiently(self.name, self._backing.check, self._chance)
         await patiently(self.name, self._bus.open, self._chance)
-        await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
+        exchanges, queues = self._topology.exchanges(), self._topology.orchestrator_queues()
+        await patiently(self.name, lambda: self._bus.declare(exchanges, queues), self._chance)
         prefetch = self._settings.prefetch
         for key, handler in (
             ("replies", self._inbox.put_reply),
@@ -87,8 +89,8 @@ class Orchestrator:
             ("control", self._on_control),
             ("dead", self._dead_intake.put),
         ):
-            queue = self._topology.queue_name(key)
-            self._subscriptions.append(await self._bus.consume(queue, prefetch=prefetch, on_delivery=handler))
+            consume = partial(self._bus.consume, self._topology.queue_name(key), prefetch=prefetch, on_delivery=handler)
+            self._subscriptions.append(await patiently(self.name, consume, self._chance))
 
     async def run(self) -> None:
         """Batches, one after the other. A cancellation waits for the batch in hand."""

@@ -7,6 +7,8 @@ import logging
 import os
 import random
 import socket
+from collections.abc import Callable
+from functools import partial
 
 from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
@@ -58,9 +60,10 @@ class Consumer:
         """Connects, declares its queues, announces itself, and consumes."""
         await patiently(self.name, self._bus.open, self._chance)
         queues = [self._topology.step_queue(queue) for queue in self._worker.queues()]
-        await self._bus.declare(self._topology.exchanges(), [*self._topology.orchestrator_queues(), *queues])
-        await self._bus.declare_reply_queue(self._answers)
-        self._subscriptions.append(await self._bus.consume(self._answers, prefetch=10, on_delivery=self._on_answer))
+        declared = [*self._topology.orchestrator_queues(), *queues]
+        await patiently(self.name, lambda: self._bus.declare(self._topology.exchanges(), declared), self._chance)
+        await patiently(self.name, lambda: self._bus.declare_reply_queue(self._answers), self._chance)
+        await self._consume(self._answers, 10, self._on_answer)
         await self._announce()
         try:  # a worker that will be refused must not do work first; without an orchestrator it may wait for work
             async with asyncio.timeout(ANSWER_WITHIN_S):
@@ -71,9 +74,11 @@ class Consumer:
             raise ConfigurationError("; ".join(refused))
         for queue in queues:
             # What waits for a slot is in hand, and will be run: little more than what runs.
-            self._subscriptions.append(
-                await self._bus.consume(queue.name, prefetch=self._settings.concurrency, on_delivery=self._on_command)
-            )
+            await self._consume(queue.name, self._settings.concurrency, self._on_command)
+
+    async def _consume(self, queue: str, prefetch: int, on_delivery: Callable[[Delivery], None]) -> None:
+        consume = partial(self._bus.consume, queue, prefetch=prefetch, on_delivery=on_delivery)
+        self._subscriptions.append(await patiently(self.name, consume, self._chance))
 
     async def run(self) -> None:
         """Announces itself again and again. Ends with an error if its handlers were refused."""
