@@ -19,9 +19,9 @@ CENTS_AT_FIRST = 1_000_000_000
 class Kind(StrEnum):
     """How a saga's participants behave."""
 
-    CAREFUL = "careful"  # each effect once, whatever arrives how often and in which order
+    CAREFUL = "careful"  # behind the barrier: each effect once, whatever arrives how often and in which order
     PLAIN = "plain"  # whatever is asked is done, as often as it is asked
-    STUCK = "stuck"  # careful, and its first step cannot be undone: a person is needed
+    STUCK = "stuck"  # behind the barrier, and its first step cannot be undone: a person is needed
 
 
 class Trouble(StrEnum):
@@ -68,6 +68,11 @@ CLASSES: dict[Kind, type[Order]] = {Kind.CAREFUL: CarefulOrder, Kind.PLAIN: Plai
 ALWAYS = 1_000_000
 
 
+def role_of(step: str) -> str:
+    """What a step does, whichever saga it is of: its name without its kind."""
+    return next(step.removeprefix(kind.name.title()) for kind in Kind if step.startswith(kind.name.title()))
+
+
 def orders(seed: int, count: int) -> list[tuple[uuid.UUID, Order]]:
     """The orders of a run, with their sagas' ids, in the order in which they are placed."""
     chance = random.Random(f"orders {seed}")
@@ -96,6 +101,8 @@ def _order(chance: random.Random) -> Order:
 def allowed_ends(order: dict[str, Any]) -> frozenset[str]:
     """How a saga may end that began with this context. Faults may undo any order; they may not complete a doomed one."""
     doomed = order["trouble"] != Trouble.NONE and order["trouble_runs"] == ALWAYS
+    if order["kind"] != Kind.PLAIN and order["trouble"] in (Trouble.UNKNOWN_AFTER, Trouble.SLOW_AFTER):
+        doomed = False  # the barrier has the effect, and answers the next attempt
     if order["kind"] == Kind.STUCK:
         # If the first step never acted, there is nothing that could not be undone.
         return frozenset({"parked", "COMPENSATED"})

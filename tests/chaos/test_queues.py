@@ -189,7 +189,9 @@ async def survive_cuts(url: str, database_url: str, namespace: str = "cuts") -> 
         await system.orchestrator()
         await system.until(saga_id, step="Weigh")
         signed = await system.until(signed_id, status="COMPLETED")
-        assert (json.loads(signed["context"])["signature"], signed["seq"]) == ("Ann", waiting["seq"] + 1), "it came once"
+        assert (json.loads(signed["context"])["signature"], signed["seq"]) == ("Ann", waiting["seq"] + 1), (
+            "it came once"
+        )
     async with running(url, database_url, namespace) as system:
         await system.worker(Worker(sagas_mapper=sagas, only=[Weigh]))  # it replies, and nobody is there to hear it
         await cut_in_the_hand(url, f"{namespace}.replies", "step-reply")
