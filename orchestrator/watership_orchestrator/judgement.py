@@ -87,7 +87,7 @@ class _Judge:
             self.it.by_message = self.it.by_message or arrival.message is not None
             self._judge(arrival)
             return
-        self.it.by_row = True
+        self.it.unbacked = True
         entries, ledger, refused = len(self.it.entries), len(self.it.ledger), len(self.it.rejections)
         self._judge(arrival)
         if len(self.it.entries) > entries and arrival.mark is not None:
@@ -114,6 +114,14 @@ class _Judge:
             self._signal(arrival, message)
         else:
             self._operate(arrival, message)
+
+    def _may_be_a_copy(self, reaction: Reaction) -> None:
+        """Law 1: a message that nobody awaited is no outbox.
+
+        It may have come over a channel that is gone, and its copy may be judged and acknowledged, from a time when it
+        made no difference. If it makes one now, nothing may bring it again: what follows is owed in the row.
+        """
+        self.it.unbacked = self.it.unbacked or bool(reaction.changes)
 
     def _leave(self, mark: Mark) -> None:
         assert self.it.state is not None
@@ -199,8 +207,8 @@ class _Judge:
         if arrival.expired and (step is None or not step.of(reply.action).answered(reply.attempt)):
             return  # waiting in a queue is no outcome: the reaper sends the attempt again
         cause = f"reply:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
-        known = False
-        if not state.awaits(reply.step, reply.action, reply.attempt):
+        known, awaited = False, state.awaits(reply.step, reply.action, reply.attempt)
+        if not awaited:
             known = self._knows(cause)
             if known:
                 if arrival.again:
@@ -223,6 +231,8 @@ class _Judge:
             tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
         )
         reaction = self._follow(plan, event_, arrival.mark.cause if arrival.mark is not None else cause)
+        if not awaited:
+            self._may_be_a_copy(reaction)
         if reaction.ledger is not None:
             self.it.ledger.append((reaction.ledger, reply.to_body().decode()))
 
@@ -248,6 +258,7 @@ class _Judge:
         if plan is not None and wait is not None and wait.into is not None:
             trouble = self.plans.field_trouble(plan, wait.into, signal.data) or too_large(state, wait.into, signal.data)
         reaction = self._follow(plan, e.SignalReceived(signal.name, signal.data, trouble), cause)
+        self._may_be_a_copy(reaction)
         if reaction.refused is not None:
             self._refuse(arrival, reaction.refused, signal.to_body())
 
@@ -345,6 +356,7 @@ class _Judge:
         kind = e.RetryRequested if request.verb is AdminVerb.RETRY else e.CompensateRequested
         event = kind(request.actor or "unknown", request.reason, request.seq)
         reaction = self._follow(self.plans.of(state), event, cause)
+        self._may_be_a_copy(reaction)
         if reaction.refused is not None:
             self.it.refusals[id(arrival)] = reaction.refused
 
