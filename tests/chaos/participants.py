@@ -10,13 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import zlib
 from collections.abc import AsyncIterator
 from typing import ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from watership import OutcomeUnknown, Response, RetryPolicy, SagaStepHandler, StepError, StepRun, barrier, current_step
+from watership import (
+    OutcomeUnknown,
+    Response,
+    RetryPolicy,
+    SagaStepHandler,
+    StepError,
+    StepRun,
+    Verified,
+    barrier,
+    current_step,
+)
 
 from tests.chaos.orders import Kind, Order, Trouble, role_of
 
@@ -27,6 +38,9 @@ EFFECT = sa.text("""
 INSERT INTO effect (saga_id, kind, step, action, attempt, idempotency_key, pid)
 VALUES (:saga_id, :kind, :step, :action, :attempt, :idempotency_key, :pid)
 """)
+LOCK = sa.text("SELECT pg_advisory_xact_lock(:key)")
+TRY_LOCK = sa.text("SELECT pg_try_advisory_xact_lock(:key)")
+ACTED = sa.text("SELECT count(*) FROM effect WHERE saga_id = :saga_id AND step = :step AND action = 'act'")
 # A participant that stops in the middle of a transaction must not hold up the others either.
 PATIENCE = {
     "application_name": "participant",
@@ -43,7 +57,7 @@ class Declined(StepError):
 
 
 class Participant(SagaStepHandler[Order, Response]):
-    """One step: ``take`` has its effect, ``give_back`` undoes it, each in a session's transaction."""
+    """One step: ``take`` has its effect, in a session's transaction, and ``mark`` writes it into the context."""
 
     timeout_s = TIMEOUT_S
     queue_within_s = QUEUE_WITHIN_S
@@ -63,18 +77,12 @@ class Participant(SagaStepHandler[Order, Response]):
             await asyncio.sleep(2 * self.timeout_s)
         async with self._transaction(run, context) as session:
             await self.take(session, run, context)
-            context.trail.append(role)
+            self.mark(context)
         if trouble == Trouble.UNKNOWN_AFTER:
             raise OutcomeUnknown("it was done, and nobody can tell")
         if trouble == Trouble.SLOW_AFTER:
             await asyncio.sleep(2 * self.timeout_s)
         return Response()
-
-    async def compensate(self, context: Order) -> None:
-        """Undoes it."""
-        run = current_step()
-        async with self._transaction(run, context) as session:
-            await self.give_back(session, run, context)
 
     @contextlib.asynccontextmanager
     async def _transaction(self, run: StepRun, context: Order) -> AsyncIterator[AsyncSession]:
@@ -86,16 +94,58 @@ class Participant(SagaStepHandler[Order, Response]):
                     await _note(session, run, context)
             else:
                 async with session.begin(), barrier(session):
+                    await self.begin(session, run)
                     yield session
                     await _note(session, run, context)
+
+    async def begin(self, session: AsyncSession, run: StepRun) -> None:
+        """What comes first in a guarded transaction."""
 
     async def take(self, session: AsyncSession, run: StepRun, context: Order) -> None:
         """The effect."""
         raise NotImplementedError
 
+    def mark(self, context: Order) -> None:
+        """The step acted."""
+        context.trail.append(role_of(type(self).__name__))
+
+
+class Undoable(Participant):
+    """``give_back`` undoes it."""
+
+    async def compensate(self, context: Order) -> None:
+        """Undoes it."""
+        run = current_step()
+        async with self._transaction(run, context) as session:
+            await self.give_back(session, run, context)
+
     async def give_back(self, session: AsyncSession, run: StepRun, context: Order) -> None:
-        """Its undoing."""
+        """The undoing."""
         raise NotImplementedError
+
+
+class Verifiable(Participant):
+    """Can be asked whether it acted. A lock tells whether a commit of it is on its way: the act has it to its end."""
+
+    verify_retry = RetryPolicy(max_attempts=10_000, delay_s=0.2, max_delay_s=1.0)
+
+    async def begin(self, session: AsyncSession, run: StepRun) -> None:
+        await session.execute(LOCK, {"key": _key(run)})
+
+    async def verify(self, context: Order) -> Verified:
+        """What the books say."""
+        run = current_step()
+        async with AsyncSession(_engine()) as session, session.begin():
+            if not await session.scalar(TRY_LOCK, {"key": _key(run)}):
+                return Verified.STILL_UNKNOWN
+            if not await session.scalar(ACTED, {"saga_id": run.saga_id, "step": run.step}):
+                return Verified.NOT_DONE
+        self.mark(context)
+        return Verified.DONE
+
+
+def _key(run: StepRun) -> int:
+    return zlib.crc32(f"{run.saga_id}:{run.step}".encode())
 
 
 @contextlib.asynccontextmanager
