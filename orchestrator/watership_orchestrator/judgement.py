@@ -87,9 +87,12 @@ class _Judge:
             self.it.by_message = self.it.by_message or arrival.message is not None
             self._judge(arrival)
             return
-        self.it.unbacked = True
         entries, ledger, refused = len(self.it.entries), len(self.it.ledger), len(self.it.rejections)
+        early = len(self.it.early)
         self._judge(arrival)
+        if len(self.it.early) > early:
+            return  # its saga does not run yet: the row stays
+        self.it.unbacked = True
         if len(self.it.entries) > entries and arrival.mark is not None:
             self._leave(arrival.mark)
         self.it.told[id(arrival)] = (

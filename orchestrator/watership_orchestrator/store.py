@@ -218,6 +218,10 @@ class Batch:
         if signals:
             await waiting.keep_signals(self._connection, self._namespace, signals)
 
+    async def early_signals(self, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
+        """What is kept for these sagas, oldest first. It locks nothing."""
+        return await waiting.signals_of(self._connection, self._namespace, ids)
+
     async def looked(self, ids: Collection[uuid.UUID]) -> None:
         """The reaper looked, and nothing was due: the next look is at the true deadline."""
         if ids:
