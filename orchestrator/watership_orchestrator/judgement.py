@@ -198,18 +198,11 @@ class _Judge:
             self.it.ledger.append((why, reply.to_body().decode()))
             return
         plan = self.plans.of(state)
-        if reply.outcome is ReplyOutcome.NOT_SERVED:
-            at_ms = self.now_ms + NOT_SERVED_RETRY_MS
-            misfit = reply.error.message if reply.error is not None and reply.error.code == MISFIT else None
-            event = e.StepNotServed(
-                reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered, misfit
-            )
-            self._follow(plan, event, f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}")
-            return
+        not_served = reply.outcome is ReplyOutcome.NOT_SERVED
         step = state.peek(reply.step)
         if arrival.expired and (step is None or not step.of(reply.action).answered(reply.attempt)):
             return  # waiting in a queue is no outcome: the reaper sends the attempt again
-        cause = f"reply:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
+        cause = f"{'not_served' if not_served else 'reply'}:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
         known, awaited = False, state.awaits(reply.step, reply.action, reply.attempt)
         if not awaited:
             known = self._knows(cause)
@@ -217,6 +210,9 @@ class _Judge:
                 if arrival.again:
                     self._owed_again(cause)
                 return
+        if not_served:
+            self._follow(plan, _not_served(reply, self.now_ms), cause)
+            return
         reply = within_limits(state, reply)
         failure = reply.error.failure(reply.step) if reply.error is not None else None
         event_ = e.StepReplied(
@@ -396,3 +392,9 @@ class _Judge:
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)
                 self._follow(self.plans.of(state), withdrawn, OVERTAKEN)
+
+
+def _not_served(reply: StepReply, now_ms: int) -> e.StepNotServed:
+    misfit = reply.error.message if reply.error is not None and reply.error.code == MISFIT else None
+    at_ms = now_ms + NOT_SERVED_RETRY_MS
+    return e.StepNotServed(reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered, misfit)
