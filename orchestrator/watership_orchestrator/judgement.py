@@ -33,6 +33,10 @@ PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
 OVERTAKEN = "overtaken"
+OPERATIONS: dict[AdminVerb, type[e.RetryRequested | e.CompensateRequested]] = {
+    AdminVerb.RETRY: e.RetryRequested,
+    AdminVerb.COMPENSATE: e.CompensateRequested,
+}
 
 
 class NeedsHistory(Exception):
@@ -352,8 +356,7 @@ class _Judge:
         if arrival.again and arrival.message_id is not None and self._knows(cause):
             self._owed_again(cause)
             return
-        kind = e.RetryRequested if request.verb is AdminVerb.RETRY else e.CompensateRequested
-        event = kind(request.actor or "unknown", request.reason, request.seq)
+        event = OPERATIONS[request.verb](request.actor or "unknown", request.reason, request.seq)
         reaction = self._follow(self.plans.of(state), event, cause)
         self._may_be_a_copy(reaction)
         if reaction.refused is not None:
