@@ -43,6 +43,16 @@ class Judgement:
         """Something must be written."""
         return bool(self.entries)
 
+    def came_since(self, entries: int, ledger: int, rejections: int) -> str:
+        """What came of a row, in words: there were so many of each before it."""
+        if len(self.rejections) > rejections:
+            return f"refused: {self.rejections[-1].reason}"
+        if len(self.ledger) > ledger:
+            return f"in the ledger: {self.ledger[-1][0]}"
+        if len(self.entries) > entries:
+            return f"applied: entry {self.entries[-1].seq} of the saga's log"
+        return "it changes nothing: the saga has it already"
+
     def owed_reason(self) -> str | None:
         """Why the row owes something from this commit on; None: nothing, or its message brings it back."""
         by_message = self.by_message and not self.unbacked

@@ -99,15 +99,7 @@ class _Judge:
         self.it.unbacked = True
         if len(self.it.entries) > entries and arrival.mark is not None:
             self._leave(arrival.mark)
-        self.it.told[id(arrival)] = (
-            f"refused: {self.it.rejections[-1].reason}"
-            if len(self.it.rejections) > refused
-            else f"in the ledger: {self.it.ledger[-1][0]}"
-            if len(self.it.ledger) > ledger
-            else f"applied: entry {self.it.entries[-1].seq} of the saga's log"
-            if len(self.it.entries) > entries
-            else "it changes nothing: the saga has it already"
-        )
+        self.it.told[id(arrival)] = self.it.came_since(entries, ledger, refused)
 
     def _judge(self, arrival: Arrival) -> None:
         message = arrival.message
