@@ -48,8 +48,9 @@ async def chaos(given: argparse.Namespace, guardian: Guardian) -> Outcome:
         sagas=given.sagas or round(given.minutes * 1_050),
         cast=CAST,
         only=tuple(given.only),
-        drain_within_s=120.0,  # of a loaded machine
-        queue_within_s=15.0,
+        drain_within_s=180.0,
+        # Longer than the backlog of a loaded machine: else all that waits is sent again and again, and waits longer.
+        queue_within_s=45.0,
     )
     directory = given.keep or Path(tempfile.mkdtemp(prefix="watership-chaos-logs-"))
     directory.mkdir(parents=True, exist_ok=True)

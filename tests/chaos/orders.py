@@ -146,9 +146,9 @@ def _order(chance: random.Random) -> Order:
     dice = chance.random()
     if dice < 0.01:
         return StuckOrder(Kind.STUCK, *where, Trouble.FAILS, "Ship", ALWAYS)
-    if dice < 0.40:
+    if dice < 0.48:
         return CarefulOrder(Kind.CAREFUL, *where, *_trouble(chance, STEPS))
-    if dice < 0.70:
+    if dice < 0.80:
         return PlainOrder(Kind.PLAIN, *where, *_trouble(chance, STEPS))
     trouble, at, runs = _trouble(chance, FLOW_STEPS)
     forward_only = at == "Ship" or (at == "Capture" and trouble != Trouble.FAILS)
