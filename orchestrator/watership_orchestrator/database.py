@@ -47,6 +47,11 @@ async def check_database(database: AsyncEngine) -> None:
         raise ConfigurationError(f"the database is not ready: {differences[0]} (`watership db check` tells all)")
 
 
+def is_too_long(error: Exception) -> bool:
+    """Whether the server gave a statement up for its time: half of the work may go through."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "57014"
+
+
 def is_passing(error: Exception) -> bool:
     """Whether the same work may go through later: the database was away, busy, failing, or not what it was.
 
