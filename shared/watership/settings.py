@@ -16,9 +16,19 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WATERSHIP_", env_file=".env", extra="ignore")
 
-    broker_url: str | None = None
-    database_url: str | None = None
-    namespace: str = pydantic.Field(default="watership", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_\-]+$")
+    broker_url: str | None = pydantic.Field(
+        default=None, description="the broker: amqp://user:password@host:5672/vhost"
+    )
+    database_url: str | None = pydantic.Field(
+        default=None, description="the database: postgresql+asyncpg://user:password@host/name"
+    )
+    namespace: str = pydantic.Field(
+        default="watership",
+        min_length=1,
+        max_length=100,
+        pattern=r"^[A-Za-z0-9_\-]+$",
+        description="which system on a shared broker and database",
+    )
     prefetch: int = pydantic.Field(default=500, ge=1, le=2000, description="messages in hand, per queue")
     batch_size_max: int = pydantic.Field(default=200, ge=1, le=2000, description="arrivals in one transaction")
     concurrency: int = pydantic.Field(default=50, ge=1, le=2000, description="handlers at once, per worker")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from watership.machine.state import Status
 from watership.saga.results import result_of
 from watership.saga.storage.engines import parse_url
 from watership.saga.watch import SagaEnd, SagaWatch
-from watership.settings import load_settings
+from watership.settings import Settings, load_settings
 from watership_orchestrator.database import open_database
 
 
@@ -58,3 +59,13 @@ async def test_the_result_of_a_saga_that_is_not_bound_here_is_refused_with_its_n
     watch.ended(SagaEnd("Elsewhere", Status.COMPLETED, {}))
     with pytest.raises(UnknownSaga, match="belongs to Elsewhere, and no saga of that name is bound here"):
         await result_of(watch, {}, 5, None)
+
+
+def test_the_guide_has_every_setting() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs/guide.md").read_text()
+    rows = [
+        f"| `WATERSHIP_{name.upper()}` | {'' if field.default is None else f'{field.default:g}' if isinstance(field.default, float) else field.default} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    table = "\n".join(["| variable | default | what |", "|---|---|---|", *rows])
+    assert table in guide, f"docs/guide.md, Settings, should have:\n{table}"
