@@ -193,7 +193,11 @@ class _Judge:
             event = e.StepNotServed(
                 reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered, misfit
             )
-            self._follow(plan, event, f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}")
+            cause = f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
+            if not self._knows(cause):  # else its attempt may have been sent anew since, and may run
+                self._follow(plan, event, cause)
+            elif arrival.again:
+                self._owed_again(cause)
             return
         step = state.peek(reply.step)
         if arrival.expired and (step is None or not step.of(reply.action).answered(reply.attempt)):
