@@ -27,7 +27,8 @@ LOG_BYTES_MAX = 524_288  # an answer is one message, and has a context beside th
 LETTER_BODY_CHARS_MAX = 262_144
 LEDGER_BYTES_MAX = 131_072
 _PAYLOADS = ("patch", "response", "context")
-OF_A_SAGA = frozenset({AdminVerb.SHOW, AdminVerb.RETRY, AdminVerb.COMPENSATE})
+MOVES_A_SAGA = frozenset({AdminVerb.RETRY, AdminVerb.COMPENSATE})
+OF_A_SAGA = MOVES_A_SAGA | {AdminVerb.SHOW}
 OF_A_DEAD_LETTER = frozenset({AdminVerb.DEAD_SHOW, AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD})
 
 

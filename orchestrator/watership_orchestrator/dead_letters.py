@@ -165,7 +165,7 @@ class DeadLetters:
                 arrival.row for arrival in (*result.again, *result.redeliver, *result.newer) if arrival.row is not None
             ]
             if later:  # locked elsewhere, or a newer orchestrator's; of those that are judged, it changes nothing
-                await self._store.back_off_rows(later)
+                await self._store.put_off_rows(later)
 
     async def operate(self, request: AdminRequest) -> AdminAnswer:
         """An operator's requeue or discard. Law 12: who and why stand in its row, and in the log of what it moved."""

@@ -40,5 +40,5 @@ class EarlySignals:
                 put_off = [*put_off, *result.again]
             later = [arrival.row for arrival in put_off if arrival.row is not None]
             if later:  # of those that are judged, it changes nothing
-                await self._store.back_off_rows(later)
+                await self._store.put_off_rows(later)
         return len(found)

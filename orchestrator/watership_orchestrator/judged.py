@@ -9,7 +9,7 @@ from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendComma
 from watership.machine.state import Action, SagaState, Status
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.arrivals import Rejection
-from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events
+from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_in_doubt
 from watership_orchestrator.waiting import WaitingSignal
 
 
@@ -34,7 +34,7 @@ class Judgement:
     awaited_before: frozenset[SendCommand] = frozenset()
     looked: bool = False
     by_message: bool = False
-    by_row: bool = False  # from the commit on, no message and no row would bring it again
+    unbacked: bool = False  # from the commit on, perhaps no message and no row would bring it again
     early: list[WaitingSignal] = dataclasses.field(default_factory=list)  # came before the saga runs
     told: dict[int, str] = dataclasses.field(default_factory=dict)  # what came of a row, by id() of its arrival
 
@@ -45,12 +45,12 @@ class Judgement:
 
     def owed_reason(self) -> str | None:
         """Why the row owes something from this commit on; None: nothing, or its message brings it back."""
-        by_message = self.by_message and not self.by_row
+        by_message = self.by_message and not self.unbacked
         if by_message and self.owed_before is None:
             return None  # the hot path: what follows is brought back by its message
         sends = self.commands_to_send()
         if (sends or self.notices) and not by_message:
-            return UNCONFIRMED_YET
+            return self.owed_before if is_in_doubt(self.owed_before) else UNCONFIRMED_YET
         if self.owed_before is None or self.state is None or is_events(self.owed_before):
             return self.owed_before  # events are in the log, and owed until a look has seen them confirmed
         forgotten = self.awaited_before.intersection(awaited_commands(self.state)).difference(sends)
@@ -63,7 +63,7 @@ class Judgement:
         """All that it awaits goes out with this batch: once that is confirmed, its row owes nothing."""
         if self.looked:
             return self.moved or self.owed_before is not None
-        return self.by_row and self.moved and self.owed_before is None
+        return self.unbacked and self.moved and self.owed_before is None
 
     def commands_to_send(self) -> list[SendCommand]:
         """What the final state awaits of what was decided: a command that was overtaken is not sent."""

@@ -33,6 +33,10 @@ PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
 OVERTAKEN = "overtaken"
+OPERATIONS: dict[AdminVerb, type[e.RetryRequested | e.CompensateRequested]] = {
+    AdminVerb.RETRY: e.RetryRequested,
+    AdminVerb.COMPENSATE: e.CompensateRequested,
+}
 
 
 class NeedsHistory(Exception):
@@ -87,7 +91,7 @@ class _Judge:
             self.it.by_message = self.it.by_message or arrival.message is not None
             self._judge(arrival)
             return
-        self.it.by_row = True
+        self.it.unbacked = True
         entries, ledger, refused = len(self.it.entries), len(self.it.ledger), len(self.it.rejections)
         self._judge(arrival)
         if len(self.it.entries) > entries and arrival.mark is not None:
@@ -114,6 +118,14 @@ class _Judge:
             self._signal(arrival, message)
         else:
             self._operate(arrival, message)
+
+    def _may_be_a_copy(self, reaction: Reaction) -> None:
+        """Law 1: a message that nobody awaited is no outbox.
+
+        It may have come over a channel that is gone, and its copy may be judged and acknowledged, from a time when it
+        made no difference. If it makes one now, nothing may bring it again: what follows is owed in the row.
+        """
+        self.it.unbacked = self.it.unbacked or bool(reaction.changes)
 
     def _leave(self, mark: Mark) -> None:
         assert self.it.state is not None
@@ -187,29 +199,20 @@ class _Judge:
             self.it.ledger.append((why, reply.to_body().decode()))
             return
         plan = self.plans.of(state)
-        if reply.outcome is ReplyOutcome.NOT_SERVED:
-            at_ms = self.now_ms + NOT_SERVED_RETRY_MS
-            misfit = reply.error.message if reply.error is not None and reply.error.code == MISFIT else None
-            event = e.StepNotServed(
-                reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered, misfit
-            )
-            cause = f"not_served:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
-            if not self._knows(cause):  # else its attempt may have been sent anew since, and may run
-                self._follow(plan, event, cause)
-            elif arrival.again:
-                self._owed_again(cause)
-            return
+        not_served = reply.outcome is ReplyOutcome.NOT_SERVED
         step = state.peek(reply.step)
         if arrival.expired and (step is None or not step.of(reply.action).answered(reply.attempt)):
             return  # waiting in a queue is no outcome: the reaper sends the attempt again
-        cause = f"reply:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
-        known = False
-        if not state.awaits(reply.step, reply.action, reply.attempt):
-            known = self._knows(cause)
-            if known:
-                if arrival.again:
-                    self._owed_again(cause)
-                return
+        cause = f"{'not_served' if not_served else 'reply'}:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
+        awaited = state.awaits(reply.step, reply.action, reply.attempt)
+        # A refusal that came before says nothing of a delivery since: the same attempt may have been sent anew, and run.
+        if (not awaited or not_served) and self._knows(cause):
+            if arrival.again:
+                self._owed_again(cause)
+            return
+        if not_served:
+            self._follow(plan, _not_served(reply, self.now_ms), cause)
+            return
         reply = within_limits(state, reply)
         failure = reply.error.failure(reply.step) if reply.error is not None else None
         event_ = e.StepReplied(
@@ -222,11 +225,12 @@ class _Judge:
             reply.response,
             failure,
             reply.redelivered,
-            known,
-            reply.certain,
-            tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
+            certain=reply.certain,
+            events=tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
         )
         reaction = self._follow(plan, event_, arrival.mark.cause if arrival.mark is not None else cause)
+        if not awaited:
+            self._may_be_a_copy(reaction)
         if reaction.ledger is not None:
             self.it.ledger.append((reaction.ledger, reply.to_body().decode()))
 
@@ -252,6 +256,7 @@ class _Judge:
         if plan is not None and wait is not None and wait.into is not None:
             trouble = self.plans.field_trouble(plan, wait.into, signal.data) or too_large(state, wait.into, signal.data)
         reaction = self._follow(plan, e.SignalReceived(signal.name, signal.data, trouble), cause)
+        self._may_be_a_copy(reaction)
         if reaction.refused is not None:
             self._refuse(arrival, reaction.refused, signal.to_body())
 
@@ -346,9 +351,9 @@ class _Judge:
         if arrival.again and arrival.message_id is not None and self._knows(cause):
             self._owed_again(cause)
             return
-        kind = e.RetryRequested if request.verb is AdminVerb.RETRY else e.CompensateRequested
-        event = kind(request.actor or "unknown", request.reason, request.seq)
+        event = OPERATIONS[request.verb](request.actor or "unknown", request.reason, request.seq)
         reaction = self._follow(self.plans.of(state), event, cause)
+        self._may_be_a_copy(reaction)
         if reaction.refused is not None:
             self.it.refusals[id(arrival)] = reaction.refused
 
@@ -385,3 +390,9 @@ class _Judge:
             if command.action is Action.ACT and state.awaits(command.step, command.action, command.attempt):
                 withdrawn = e.DispatchWithdrawn(command.step, command.action, command.attempt)
                 self._follow(self.plans.of(state), withdrawn, OVERTAKEN)
+
+
+def _not_served(reply: StepReply, now_ms: int) -> e.StepNotServed:
+    misfit = reply.error.message if reply.error is not None and reply.error.code == MISFIT else None
+    at_ms = now_ms + NOT_SERVED_RETRY_MS
+    return e.StepNotServed(reply.step, reply.action, reply.attempt, at_ms, NOT_SERVED_MAX, reply.redelivered, misfit)

@@ -29,7 +29,7 @@ from watership.messages import (
 )
 from watership.service import Tasks, patiently
 from watership.settings import Settings
-from watership_orchestrator.admin import OF_A_DEAD_LETTER, OF_A_SAGA, operated
+from watership_orchestrator.admin import MOVES_A_SAGA, OF_A_DEAD_LETTER, OF_A_SAGA, operated
 from watership_orchestrator.dead_letters import DeadLetterIntake, DeadLetters
 from watership_orchestrator.engine import BatchResult, Engine
 from watership_orchestrator.inbox import Inbox
@@ -43,6 +43,13 @@ log = logging.getLogger("watership.orchestrator")
 STORE_RETRY_S = 1.0
 LOCKED_RETRY_S = 0.01
 REDELIVER_PAUSE_S = 0.1
+# What each queue may bring to be judged. Who may publish to one queue is not thereby an operator.
+JUDGED: dict[str, type[StartSaga | StepReply | Signal | AdminRequest]] = {
+    "start": StartSaga,
+    "replies": StepReply,
+    "control": Signal,
+    "admin": AdminRequest,
+}
 
 
 class Orchestrator:
@@ -67,6 +74,7 @@ class Orchestrator:
         self._dead_letters = DeadLetters(backing.store, self._engine)
         self._dead_intake = DeadLetterIntake(self._dead_letters, bus, batch_size_max=settings.batch_size_max)
         self._inbox = Inbox()
+        self._judged = {self._topology.queue_name(key): kind for key, kind in JUDGED.items()}
         self._subscriptions: list[Subscription] = []
         self._aside = Tasks()
         self._newer = NewerSagas(bus, self._dead_letters, self._aside, chance)
@@ -190,13 +198,11 @@ class Orchestrator:
         except (InvalidPayload, LimitExceeded) as error:
             await self._refuse(delivery, error)
             return None
-        if isinstance(message, AdminRequest):
-            assert message.saga_id is not None, "list and show were answered aside"
-        elif not isinstance(message, StartSaga | StepReply | Signal):
+        if not isinstance(message, self._judged[delivery.queue]):
             await self._refuse(delivery, InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}"))
             return None
         saga_id = message.saga_id
-        assert saga_id is not None
+        assert saga_id is not None, "an operator's request without one was refused where it was read"
         trace = delivery.headers.get("traceparent")
         return Arrival(
             saga_id,
@@ -249,7 +255,8 @@ class Orchestrator:
         try:
             message = read(delivery.type, delivery.body)
             if not isinstance(message, AdminRequest):
-                raise InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}")
+                await self._refuse(delivery, InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}"))
+                return
             if message.verb in OF_A_SAGA and message.saga_id is None:
                 raise InvalidPayload(f"the verb {message.verb} needs a saga_id")
             if message.verb in OF_A_DEAD_LETTER and message.letter_id is None:
@@ -257,7 +264,7 @@ class Orchestrator:
         except (InvalidPayload, LimitExceeded) as error:
             await self._answer_and_ack(delivery, AdminAnswer(code=error.code, error=str(error)))
             return
-        if message.verb in (AdminVerb.RETRY, AdminVerb.COMPENSATE):
+        if message.verb in MOVES_A_SAGA:
             self._inbox.put(delivery)  # it moves a saga: judged with everything else that arrives for it
             return
         try:

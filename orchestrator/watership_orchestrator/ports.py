@@ -116,8 +116,8 @@ class SagaStore(Protocol):
     async def rows_done(self, told: Mapping[Waiting, str]) -> None:
         """Rows on which nothing is to be judged after all, and why."""
 
-    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
-        """Looks at these rows again only later, each failure twice as much later."""
+    async def put_off_rows(self, rows: Collection[Waiting]) -> None:
+        """Looks at these rows again in a moment: nothing is wrong with them, their sagas were locked elsewhere."""
 
 
 class PlanShelf(Protocol):

@@ -35,7 +35,7 @@ class Starts:
         result = await self._engine.process([arrival_of(row, refused.get(row.start_id)) for row in rows])
         later = [arrival.row for arrival in (*result.again, *result.redeliver) if arrival.row is not None]
         if later:  # their ids are locked elsewhere just now; of those that are taken up, it changes nothing
-            await self._store.back_off_rows(later)
+            await self._store.put_off_rows(later)
         return len(rows)
 
     async def _keep_plans(self, rows: Sequence[WaitingStart]) -> dict[int, str]:

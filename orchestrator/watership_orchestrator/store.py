@@ -278,10 +278,10 @@ class Store:
         async with self.engine.begin() as connection:
             return await waiting.dead_letter(connection, self.namespace, letter_id)
 
-    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
-        """Looks at these rows again only later, each failure twice as much later."""
+    async def put_off_rows(self, rows: Collection[Waiting]) -> None:
+        """Looks at these rows again in a moment: nothing is wrong with them, their sagas were locked elsewhere."""
         async with self.engine.begin() as connection:
-            await waiting.back_off(connection, self.namespace, rows)
+            await waiting.back_off(connection, self.namespace, rows, at_most_ms=waiting.BACK_OFF_MIN_MS)
 
     async def rows_done(self, told: Mapping[Waiting, str]) -> None:
         """Rows on which nothing is to be judged after all, and why."""

@@ -64,7 +64,7 @@ _DONE_LETTERS = sa.text(
     "FROM unnest(CAST(:keys AS bigint[]), CAST(:judged AS text[])) AS u(id, judged) WHERE d.id = u.id"
 )
 # Twice as long each time: what has waited for so long may wait as long again.
-_LATER = f"{_NOW_MS} + LEAST(GREATEST({_NOW_MS} - at_ms, {BACK_OFF_MIN_MS}), {BACK_OFF_MAX_MS})"
+_LATER = f"{_NOW_MS} + LEAST(GREATEST({_NOW_MS} - at_ms, {BACK_OFF_MIN_MS}), CAST(:at_most_ms AS bigint))"
 _BACK_OFF = {
     Shelf.START: sa.text(
         f"UPDATE watership_start SET look_at_ms = {_LATER} WHERE start_id = ANY(CAST(:keys AS bigint[]))"  # noqa: S608
@@ -205,15 +205,17 @@ async def done(connection: AsyncConnection, namespace: str, told: Mapping[Waitin
         await connection.execute(_DONE_SIGNALS, {**columns, "namespace": namespace})
 
 
-async def back_off(connection: AsyncConnection, namespace: str, rows: Collection[Waiting]) -> None:
+async def back_off(
+    connection: AsyncConnection, namespace: str, rows: Collection[Waiting], *, at_most_ms: int = BACK_OFF_MAX_MS
+) -> None:
     """Looks at these again only later: each failure twice as much later, at most an hour."""
     for shelf, statement in _BACK_OFF.items():
         keys = [row.key for row in rows if row.shelf is shelf]
         if keys:
-            await connection.execute(statement, {"keys": keys})
+            await connection.execute(statement, {"keys": keys, "at_most_ms": at_most_ms})
     columns = _signal_columns(rows)
     if columns["saga_id"]:
-        await connection.execute(_BACK_OFF_SIGNALS, {**columns, "namespace": namespace})
+        await connection.execute(_BACK_OFF_SIGNALS, {**columns, "namespace": namespace, "at_most_ms": at_most_ms})
 
 
 async def keep_signals(connection: AsyncConnection, namespace: str, kept: Sequence[WaitingSignal]) -> None:

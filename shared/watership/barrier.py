@@ -21,7 +21,7 @@ first and then writes: each move is one statement, and its **row count** is the 
                  move the act's row, done -> undone    1: run, under a row of its own for its generation
                                                        0: duplicate: answer what the compensation's row stored
 
-    at the end of the block: begun -> done, with the patch and the response, and then the handler commits
+    at the end of the block: begun -> done, with the patch, the response and the events, and then the handler commits
 
 **Two at once.** The second insert waits on the unique index until the first transaction ends. If that commits, it counts
 0 and the second answers what was stored; if that rolls back, it counts 1 and the second runs. The move waits on the row's
@@ -58,7 +58,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -66,6 +66,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from watership.errors import ActRefused, AlreadyHandled, BarrierMisused, LimitExceeded
 from watership.response import Response
 from watership.saga.run import Block, HandlerRun, current_run
+from watership.saga.step import StepEvent
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -105,8 +106,8 @@ def barrier(session: AsyncSession | AsyncConnection) -> Barrier:
     service is never in the transaction: give it ``current_step().idempotency_key``.
 
     A run that must not happen leaves the handler at the ``async with``, by `AlreadyHandled`, and the saga gets the answer
-    of the run that did happen: its patch, and the response that was set in its block (None if none was). An error that
-    leaves the block rolls the transaction back. The commit is the handler's, after the block.
+    of the run that did happen: its patch, and the response and the events that were set in its block (none if none were).
+    An error that leaves the block rolls the transaction back. The commit is the handler's, after the block.
 
     ``session`` is on PostgreSQL, SQLite (a file, or one connection in memory), MariaDB or MySQL, and its database has the
     table `BarrierBase` (``docs/guide.md`` shows the DDL). Entering raises `LookupError` outside a handler,
@@ -135,6 +136,17 @@ class Barrier:
         if self._block.ended:
             raise BarrierMisused("the response was set after the barrier's block; set it inside, where it is stored")
         self._block.answers, self._block.answer = True, response
+
+    @property
+    def events(self) -> Sequence[StepEvent]:
+        """What this run and every duplicate of it tell the world: set them inside the block."""
+        return self._block.events
+
+    @events.setter
+    def events(self, events: Sequence[StepEvent]) -> None:
+        if self._block.ended:
+            raise BarrierMisused("events were set after the barrier's block; set them inside, where they are stored")
+        self._block.events = tuple(events)
 
     async def __aenter__(self) -> Self:
         run = self._run = _run_for_a_block()
@@ -194,16 +206,17 @@ class Barrier:
         assert self._rows is not None, "it was entered"
         block, step = self._block, run.step
         patch, response = run.patch(), run.response_data(block.answer)
+        events = run.events_data(block.events)
         if not block.rolled_back:
             flush = getattr(self._session, "flush", None)
             if flush is not None:  # a connection has nothing to flush
                 await flush()
-        if block.rolled_back or not await self._rows.settle(step.action, step.generation, patch, response):
+        if block.rolled_back or not await self._rows.settle(step.action, step.generation, patch, response, events):
             raise BarrierMisused(
                 f"{run.where}: the transaction was rolled back inside the barrier's block, and a part of the effect with "
                 f"it; let the error leave the block, or use session.begin_nested() for what may fail"
             )
-        block.patch, block.response, block.ended = patch, response, True
+        block.patch, block.response, block.told, block.ended = patch, response, events, True
 
     async def _give_up(self, run: HandlerRun) -> None:
         """Nothing of a block that did not end may be committed, whatever the handler makes of the error."""
@@ -215,11 +228,11 @@ class Barrier:
 
 
 async def run_behind(
-    session: AsyncSession | AsyncConnection, call: Callable[[], Awaitable[tuple[ValueT, Any]]]
+    session: AsyncSession | AsyncConnection, call: Callable[[], Awaitable[tuple[ValueT, Any, Sequence[StepEvent]]]]
 ) -> ValueT:
-    """Runs ``call`` in a barrier's block on ``session`` and commits; it gives a value, and the response to be stored."""
+    """Runs ``call`` in a barrier's block on ``session`` and commits; it gives a value, and what to store: response, events."""
     async with Barrier(session) as block:
-        value, block.response = await call()
+        value, block.response, block.events = await call()
     await session.commit()
     return value
 
@@ -242,7 +255,7 @@ def _answer_to_act(row: Row, run: HandlerRun) -> AlreadyHandled:
     from watership.barrier_table import BEGUN, DONE, EMPTY
 
     if row.state == DONE:
-        return AlreadyHandled("done", patch=row.patch, response=row.response)
+        return AlreadyHandled("done", patch=row.patch, response=row.response, events=row.events)
     if row.state == BEGUN:
         return _half_done(run)
     undone = "its compensation came first" if row.state == EMPTY else "it was done before, and undone since"
@@ -276,7 +289,7 @@ def _answer_to_compensation(row: Row | None, run: HandlerRun) -> AlreadyHandled:
         return AlreadyHandled("done")
     if row.state == BEGUN:
         return _half_done(run)
-    return AlreadyHandled("done", patch=row.patch, response=row.response)
+    return AlreadyHandled("done", patch=row.patch, response=row.response, events=row.events)
 
 
 def _half_done(run: HandlerRun) -> AlreadyHandled:

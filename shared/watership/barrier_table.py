@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,6 +43,7 @@ barrier_table = sa.Table(
     sa.Column("state", sa.String(16), nullable=False, comment="begun, done, undone or empty"),
     sa.Column("patch", _Text, comment="JSON: what the run changed in the saga's context"),
     sa.Column("response", _Text, comment="JSON: what the run answered"),
+    sa.Column("events", _Text, comment="JSON: what the run told the world"),
     sa.Column("at_ms", sa.BigInteger, nullable=False, comment="by this database's clock"),
     sa.Index("watership_barrier_at", "at_ms"),
     mysql_engine="InnoDB",  # one without transactions would guard nothing
@@ -60,11 +62,12 @@ _NOW_MS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it was stored. ``patch`` and ``response`` are JSON data."""
+    """One row as it was stored. ``patch``, ``response`` and ``events`` are JSON data."""
 
     state: str
     patch: dict[str, Any] | None
     response: Any
+    events: list[dict[str, Any]]
 
 
 class StepRows:
@@ -108,12 +111,15 @@ class StepRows:
         )
         return await self._count(update) == 1
 
-    async def settle(self, action: str, generation: int, patch: dict[str, Any], response: Any) -> bool:
+    async def settle(
+        self, action: str, generation: int, patch: dict[str, Any], response: Any, events: Sequence[dict[str, Any]]
+    ) -> bool:
         """Whether the row of a block that has begun is there still; it is done now."""
         values = {
             "state": DONE,
             "patch": codec.dumps(patch).decode() if patch else None,
             "response": codec.dumps(response).decode() if response is not None else None,
+            "events": codec.dumps(list(events)).decode() if events else None,
         }
         where = (*self._is(action, generation), _row.state == BEGUN)
         return await self._count(sa.update(barrier_table).where(*where).values(values)) == 1
@@ -122,7 +128,7 @@ class StepRows:
         """A row as it was committed last, or as we changed it; without a generation, the newest of its action."""
         # Locked, though it is only read: MariaDB would show it as it was when the transaction first read anything.
         query = (
-            sa.select(_row.state, _row.patch, _row.response)
+            sa.select(_row.state, _row.patch, _row.response, _row.events)
             .where(*self._is(action, generation))
             .order_by(_row.generation.desc())
             .limit(1)
@@ -131,11 +137,12 @@ class StepRows:
         found = (await self._connection.execute(query)).one_or_none()
         if found is None:
             return None
-        state, patch, response = found
+        state, patch, response, events = found
         return Row(
             state,
             codec.loads(patch) if patch is not None else None,
             codec.loads(response) if response is not None else None,
+            codec.loads(events) if events is not None else [],
         )
 
     def _is(self, action: str, generation: int | None) -> tuple[sa.ColumnElement[bool], ...]:

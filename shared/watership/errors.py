@@ -34,6 +34,7 @@ Every class has a stable ``code``: what goes over the wire and into ``--json``, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 _STEP_ERRORS: dict[str, type[StepError]] = {}
@@ -220,8 +221,8 @@ class AlreadyHandled(BaseException):
     """A barrier's way out of a handler that must not run: what is answered instead was decided by an earlier run.
 
     A `BaseException`, so that a handler's ``except Exception`` does not take it for a failure of its own. Let it pass.
-    ``outcome``: done, failed or unknown. ``patch`` and ``response`` are JSON data, as they were stored; ``error`` says why
-    where the outcome is not done. ``certain``: the outcome speaks for every run of this action, not for one alone.
+    ``outcome``: done, failed or unknown. ``patch``, ``response`` and ``events`` are JSON data, as they were stored; ``error``
+    says why where the outcome is not done. ``certain``: the outcome speaks for every run of this action, not for one alone.
     """
 
     def __init__(
@@ -230,10 +231,12 @@ class AlreadyHandled(BaseException):
         *,
         patch: dict[str, Any] | None = None,
         response: Any = None,
+        events: Sequence[dict[str, Any]] = (),
         error: WatershipError | None = None,
         certain: bool = False,
     ) -> None:
-        self.outcome, self.patch, self.response, self.error, self.certain = outcome, patch, response, error, certain
+        self.outcome, self.patch, self.response, self.events = outcome, patch, response, tuple(events)
+        self.error, self.certain = error, certain
         super().__init__(f"already handled: {outcome}")
 
 

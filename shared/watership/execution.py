@@ -12,9 +12,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import pydantic
-
-from watership import codec
 from watership.adapters.circuit_breaker import CircuitBreaker
 from watership.chance import SYSTEM_CHANCE, new_token
 from watership.container import Container, Scope
@@ -33,12 +30,11 @@ from watership.machine.state import Action, Failure, Outcome
 from watership.response import Response
 from watership.saga.compile import Step
 from watership.saga.models import shape_of
-from watership.saga.run import HandlerRun, _run, response_from_data
+from watership.saga.run import Block, HandlerRun, _run, response_from_data
 from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current, declared_types
 
 ERROR_MESSAGE_MAX = 2_000
 CODE_MAX = 200
-EVENTS_MAX = 100
 RETRY_AFTER_S_MAX = 604_800
 
 
@@ -194,7 +190,10 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
         if command.action is Action.VERIFY:
             return Execution(run, _found(command, value), patch or None)
         result = _result_of(command, handler, value)
-        events = _events_to_data(command, result)
+        events = inside.events_data(result.events)
+        if block is not None and block.ended:
+            events = _told(inside, block, events)
+            result = dataclasses.replace(result, events=block.events)
         if block is not None and block.answers:
             result, response = dataclasses.replace(result, response=block.answer), block.response
         else:
@@ -202,6 +201,17 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
     except (BarrierMisused, InvalidPayload, LimitExceeded, TypeError) as error:
         return _failed(run, command, error, Outcome.UNKNOWN, _patch_if_possible(inside))
     return Execution(run, Outcome.DONE, patch or None, response, result=result, events=events)
+
+
+def _told(inside: HandlerRun, block: Block, returned: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """The events of a run behind a barrier: those that its duplicates tell, too."""
+    if returned and returned != block.told:
+        raise BarrierMisused(
+            f"{inside.where}: events were returned that its barrier's block does not know ("
+            f"{', '.join(event['name'] for event in returned)}), so that a duplicate would not tell them; inside the "
+            f"block, set block.events"
+        )
+    return block.told
 
 
 def _found(command: Command, value: object) -> Outcome:
@@ -231,7 +241,9 @@ def _already_handled(run: str, command: Command, handler: Step, handled: Already
         return dataclasses.replace(refused, certain=handled.certain)
     response = response_from_data(declared_types(handler)[1], handled.response)
     result = SagaStepResult(response=response, step_type=handler, saga_id=command.saga_id)
-    return Execution(run, outcome, handled.patch, handled.response, result=result, certain=handled.certain)
+    return Execution(
+        run, outcome, handled.patch, handled.response, result=result, certain=handled.certain, events=handled.events
+    )
 
 
 def _build_context(command: Command, hands: Hands) -> Any:
@@ -279,7 +291,8 @@ async def _call(command: Command, hands: Hands, inside: HandlerRun, scope: Scope
 
     async def answered() -> Any:
         value = await method(inside.context)
-        return value, _result_of(command, hands.handler, value).response
+        result = _result_of(command, hands.handler, value)
+        return value, result.response, result.events
 
     return await run_behind(await _session_of(scope, hands.barrier), answered)
 
@@ -319,20 +332,6 @@ def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[An
         f"{command.action} of step {command.step} returned a {type(value).__name__}; "
         f"return a Response, a SagaStepResult or None"
     )
-
-
-def _events_to_data(command: Command, result: SagaStepResult[Any, Any]) -> tuple[dict[str, Any], ...]:
-    if not result.events:
-        return ()
-    what = f"saga {command.saga_id}, step {command.step}"
-    if len(result.events) > EVENTS_MAX:
-        raise LimitExceeded(f"{what}: its events", value=len(result.events), limit=EVENTS_MAX)
-    found = []
-    for event in result.events:
-        data = event.data.model_dump(mode="json") if isinstance(event.data, pydantic.BaseModel) else event.data
-        codec.encode_response(data, what=f"{what}: the event {event.name}")
-        found.append({"name": event.name, "data": data})
-    return tuple(found)
 
 
 def _misfit(run: str, command: Command, hands: Hands, error: Exception) -> Execution:

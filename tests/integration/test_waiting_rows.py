@@ -73,7 +73,7 @@ async def test_a_signal_that_comes_early_is_kept_once_and_found_when_its_saga_ex
         await batch.hold([found[0].row])
         await batch.done({found[0].row: ""})
     (left,) = await store.signals(10)
-    await store.back_off_rows([left.row])
+    await store.put_off_rows([left.row])
     assert await store.signals(10) == []
 
 
@@ -104,7 +104,8 @@ async def test_what_fails_is_looked_at_later_and_later(store: Store) -> None:
         await execute(
             store, f"UPDATE watership_dead_letter SET at_ms = (SELECT max(at_ms) FROM watership_dead_letter) - {age_ms}"
         )
-        await store.back_off_rows([Waiting(Shelf.DEAD, letter.id)])
+        async with store.batch() as batch:
+            await batch.back_off_rows([Waiting(Shelf.DEAD, letter.id)])
         async with store.engine.connect() as connection:
             query = (
                 "SELECT judge_at_ms - (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM watership_dead_letter"
@@ -131,3 +132,20 @@ async def test_a_look_reads_what_is_due_and_not_all_that_runs(store: Store) -> N
     assert "watership_saga_wake" in plan, plan
     (condition,) = [line for line in rows if "Index Cond" in line]
     assert "wake_at_ms <=" in condition, plan
+
+
+async def test_what_was_only_locked_is_looked_at_again_in_a_moment_however_old_it_is(store: Store) -> None:
+    await store.keep_dead_letters([DEAD])
+    (letter,) = await store.dead_letters(10)
+    await execute(store, "UPDATE watership_dead_letter SET at_ms = at_ms - 1000000000")
+    await store.put_off_rows([Waiting(Shelf.DEAD, letter.id)])
+    async with store.engine.connect() as connection:
+        put_off_ms = (
+            await connection.execute(
+                sa.text(
+                    "SELECT judge_at_ms - CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint) "
+                    "FROM watership_dead_letter"
+                )
+            )
+        ).scalar_one()
+    assert 0 < put_off_ms <= BACK_OFF_MIN_MS

@@ -139,12 +139,12 @@ inline commit(me, by_message) {
     :: else
     fi;
     if
-    :: moved && !by_message && (final_ || notice != NOTHING) && !MUTANT_REAPER_OWES_AFTER_COMMIT -> R.owed = IN_DOUBT
-    :: moved && (by_message || !(final_ || notice != NOTHING)) && owed_before != NOT_OWED && !awaited_ &&
+    :: moved && !(by_message && !unbacked) && (final_ || notice != NOTHING) && !MUTANT_REAPER_OWES_AFTER_COMMIT -> R.owed = IN_DOUBT
+    :: moved && ((by_message && !unbacked) || !(final_ || notice != NOTHING)) && owed_before != NOT_OWED && !awaited_ &&
         !(!MUTANT_FORGETS_TO_TELL && notice == NOTHING && (R.parked || R.status == COMPLETED || R.status == COMPENSATED)) -> R.owed = NOT_OWED
     :: else
     fi;
-    to_settle[me] = !by_message && (moved || owed_before != NOT_OWED);
+    to_settle[me] = (by_message -> unbacked && moved && owed_before == NOT_OWED : moved || owed_before != NOT_OWED);
     owing[me] = NOT_OWED;
     overtaken[me] = 0;
     if
@@ -175,7 +175,7 @@ inline forget_scratch() {
     :: k_ < K -> sent[k_] = 0; fresh[k_] = 0; before[k_] = 0; k_++
     :: else -> break
     od;
-    owed_before = 0; parked_before = 0; status_before = 0; notice = 0; effect = 0; changed = 0; moved = 0;
+    owed_before = 0; parked_before = 0; status_before = 0; notice = 0; effect = 0; changed = 0; moved = 0; unbacked = 0;
     look_afresh = 0; awaited_ = 0; final_ = 0; k_ = 0; s_ = 0; a_ = 0; o_ = 0; j_ = 0; i_ = 0; m_ = 0
 }
 

@@ -58,11 +58,7 @@ judging:
             check_covered() }
         }
     :: atomic { FAULT(CRASH) -> faults--; SAY(("engine %d dies\n", me)); give_back(me); let_go(me); goto idle }
-    :: atomic { FAULT(CUT) && unacked[me] -> faults--; SAY(("engine %d: its link is cut; what it holds comes again\n", me)); give_back(me);
-        if
-        :: MEND_DEAD_DELIVERIES -> let_go(me); goto idle
-        :: !MEND_DEAD_DELIVERIES -> goto judging
-        fi }
+    :: atomic { FAULT(CUT) && unacked[me] -> faults--; SAY(("engine %d: its link is cut; what it holds comes again\n", me)); give_back(me); goto judging }
     :: atomic { MUTANT_PUBLISHES_BEFORE_COMMIT && M_OUTCOME(judged[2 * me]) == DONE && M_ACTION(judged[2 * me]) == ACT(0) ->
         send_attempt[me * K + ACT(1)] = 1; send_all(me); d_step { forget_sends(me) }; goto judging }
     fi;

@@ -15,6 +15,7 @@ byte notice;          /* notices: the newest one, which is the one that may stil
 byte effect;          /* what the log entry that is being written sends */
 byte changed;          /* this event wrote an entry */
 byte moved;            /* this batch wrote one */
+byte unbacked;         /* it wrote one for a message that nobody awaited: a copy may be acknowledged already */
 byte look_afresh;
 byte awaited_;
 byte final_;
@@ -294,7 +295,7 @@ inline time_passed(due) {
 
 inline begin_judgement() {
     owed_before = R.owed; parked_before = R.parked; status_before = R.status;
-    notice = NOTHING; effect = NOTHING; changed = 0; moved = 0; look_afresh = 0; s_ = 0; o_ = 0;
+    notice = NOTHING; effect = NOTHING; changed = 0; moved = 0; unbacked = 0; look_afresh = 0; s_ = 0; o_ = 0;
     k_ = 0;
     do
     :: k_ < K ->
@@ -347,6 +348,7 @@ inline arrival(m, again) {
         :: M_IDENTITY(m) == M_IDENTITY(OPERATE) -> compensate_requested()
         fi;
         end_event();
+        unbacked = unbacked || (changed && !awaited_ && M_IDENTITY(m) != M_IDENTITY(START) && !MUTANT_BACKED_BY_A_COPY);
         if
         :: changed -> remember(m, effect)
         :: else

@@ -72,10 +72,6 @@
 #ifndef MUTANT_BARRIER_UNDOES_EACH_GENERATION
 #define MUTANT_BARRIER_UNDOES_EACH_GENERATION 0
 #endif
-
-/* A mend: what the code does not do, and what would close a hole that the model found in it. */
-
-/* A delivery whose channel is gone is not judged: the broker brings it again. */
-#ifndef MEND_DEAD_DELIVERIES
-#define MEND_DEAD_DELIVERIES 0
+#ifndef MUTANT_BACKED_BY_A_COPY
+#define MUTANT_BACKED_BY_A_COPY 0
 #endif

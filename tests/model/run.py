@@ -1,6 +1,6 @@
 """`make model`: searches every configuration of the protocol's model with spin, and says what became of each property.
 
-A property must hold where it is asked for, a hole that is known must be there and its mend must close it, and each
+A property must hold where it is asked for, what is not promised must be seen to happen, and each
 mutant must be caught by the property that it should break. What spin says of a run is in `.model/<run>`.
 """
 
@@ -20,20 +20,19 @@ from pathlib import Path
 
 from tests.model.configurations import (
     CONFIGURATIONS,
-    HOLES,
-    KNOWN_THERE,
     MUTANTS,
+    NOT_PROMISED,
     OPTIONAL,
     PROPERTIES,
-    REACHABLE,
     Configuration,
     Mutant,
+    NotPromised,
 )
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / ".model"
 FORMULA = "ltl ends { <>[] (row.status == COMPLETED || row.status == COMPENSATED || row.parked) }\n"
-MEMORY_MB = 1_800  # of one run; two go side by side
+MEMORY_MB = 6_000  # of one run; two go side by side
 DEPTH_MAX = 100_000
 SEARCH_LIMIT_S = 900
 
@@ -150,14 +149,12 @@ def asked(configuration: Configuration) -> list[int]:
     flags = configuration.flags
     left_out = {number for number, flag in OPTIONAL.items() if not flags.get(flag)} | {703}
     left_out |= set() if flags.get("BARRIER") else {801, 802, 803}
-    left_out |= set(KNOWN_THERE.get(configuration.name, ()))
     return [number for number in PROPERTIES if number not in left_out]
 
 
 def run_of(configuration: Configuration) -> Run:
     """The search of a whole configuration."""
-    off = dict(zip(("OFF", "OFF_TOO"), KNOWN_THERE.get(configuration.name, ()), strict=False))
-    return Run(configuration.name, {**configuration.flags, **off}, configuration.formula)
+    return Run(configuration.name, configuration.flags, configuration.formula)
 
 
 def run_of_mutant(mutant: Mutant) -> Run:
@@ -167,16 +164,10 @@ def run_of_mutant(mutant: Mutant) -> Run:
     return Run(name, flags, number == 703, number, shortest=number != 703, is_quick=True)
 
 
-def runs_of_holes() -> list[tuple[str, Run, int | None]]:
-    """Words, the search, and the property that it must find violated; None: the mend, with which it must hold."""
-    runs: list[tuple[str, Run, int | None]] = []
-    for hole in (*HOLES, *REACHABLE):
-        where, broken = hole.configuration, hole.broken
-        name = f"hole {where.name} {broken}"
-        runs.append((hole.words, Run(name, where.flags, only=broken, shortest=hole.shortest), broken))
-        if hole.mend is not None:
-            runs.append(("mended", Run(f"{name} mended", {**where.flags, **hole.mend}, only=broken), None))
-    return runs
+def run_of_the_other(one: NotPromised) -> Run:
+    """The search that must find something that is not promised."""
+    where = one.configuration
+    return Run(f"not promised {where.name} {one.broken}", where.flags, only=one.broken, shortest=True)
 
 
 def check_names() -> None:
@@ -185,11 +176,9 @@ def check_names() -> None:
     listed = {mutant.name for mutant in MUTANTS}
     if defined != listed:
         raise SystemExit(f"mutants.pml and configurations.py differ in {', '.join(sorted(defined ^ listed))}")
-    uncaught = (
-        set(PROPERTIES) - {mutant.caught_by for mutant in MUTANTS} - {hole.broken for hole in (*HOLES, *REACHABLE)}
-    )
+    uncaught = set(PROPERTIES) - {mutant.caught_by for mutant in MUTANTS} - {one.broken for one in NOT_PROMISED}
     if uncaught:
-        raise SystemExit(f"no mutant and no hole breaks {sorted(uncaught)}: what shows that they can fail?")
+        raise SystemExit(f"nothing breaks {sorted(uncaught)}: what shows that they can fail?")
 
 
 def install_spin() -> None:
@@ -242,14 +231,12 @@ def say_properties(results: Sequence[Result], configurations: Sequence[Configura
     return is_content
 
 
-def say_hole(words: str, expected: int | None, result: Result) -> bool:
-    """A line for one hole, or for its mend; whether that was expected."""
-    is_expected = result.violated == expected and (result.is_exhaustive or expected is not None)
-    verdict = "NOT as known" if not is_expected else "as known" if expected else "closed"
-    print(f"{result.run.name}: {verdict}, {figures([result])}{f': {words}' if expected else ''}", flush=True)
-    if not is_expected or expected:
-        print(story(result))
-    return is_expected
+def say_not_promised(one: NotPromised, result: Result) -> bool:
+    """A line for what is not promised; whether it was found."""
+    is_found = result.violated == one.broken
+    print(f"{result.run.name}: {'found' if is_found else 'NOT found'}, {figures([result])}: {one.words}", flush=True)
+    print(story(result))
+    return is_found
 
 
 def say_mutant(mutant: Mutant, result: Result) -> bool:
@@ -264,7 +251,7 @@ def wanted(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(prog="make model ARGS=", description=__doc__)
     parser.add_argument("--mutants", action="store_true", help="only the mutants")
-    parser.add_argument("--holes", action="store_true", help="only what is known not to hold, and its mends")
+    parser.add_argument("--not-promised", action="store_true", help="only what is not promised")
     parser.add_argument(
         "--only", metavar="NAME", choices=[one.name for one in CONFIGURATIONS], help="one configuration"
     )
@@ -281,21 +268,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     install_spin()
     BUILD.mkdir(exist_ok=True)
     (BUILD / ".gitignore").write_text("*\n", encoding="utf-8")
-    everything = not (options.mutants or options.holes or options.only)
+    everything = not (options.mutants or options.not_promised or options.only)
     configurations = [one for one in CONFIGURATIONS if everything or one.name == options.only]
-    holes = runs_of_holes() if everything or options.holes else []
+    not_promised = NOT_PROMISED if everything or options.not_promised else ()
     mutants = MUTANTS if everything or options.mutants else ()
     began_s, is_content = time.monotonic(), True
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         searches = [pool.submit(search, run_of(one)) for one in configurations]
-        of_holes = [pool.submit(search, run) for _, run, _ in holes]
+        of_others = [pool.submit(search, run_of_the_other(one)) for one in not_promised]
         of_mutants = [pool.submit(search, run_of_mutant(mutant)) for mutant in mutants]
         for future in concurrent.futures.as_completed(searches):
             result = future.result()
             print(f"searched {result.run.name!r}: {figures([result])}, {result.took_s:.0f} s", flush=True)
         is_content &= say_properties([future.result() for future in searches], configurations)
-        for (words, _, expected), future in zip(holes, of_holes, strict=True):
-            is_content &= say_hole(words, expected, future.result())
+        for one, future in zip(not_promised, of_others, strict=True):
+            is_content &= say_not_promised(one, future.result())
         for mutant, future in zip(mutants, of_mutants, strict=True):
             is_content &= say_mutant(mutant, future.result())
     print(f"=== model: {'as expected' if is_content else 'NOT as expected'}, {time.monotonic() - began_s:.0f} s")

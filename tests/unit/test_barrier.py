@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from watership import AlreadyHandled, barrier
+from watership import AlreadyHandled, StepEvent, barrier
 from watership.machine.state import Action, Outcome
 
 from tests.support.barred_step import Bench, Effect, Order, Reserved, SoldOut, create_tables, take_effect, usual
@@ -36,6 +36,22 @@ async def test_a_duplicate_runs_nothing_and_answers_what_was_stored(bench: Bench
         assert again.run != first.run
         assert again.result is not None
         assert again.result.response == Reserved(reservation="first")
+    assert await bench.effects() == [("act", "first", None)]
+
+
+async def test_a_duplicate_tells_the_same_events(bench: Bench) -> None:
+    async def body(context: Order) -> Any:
+        async with AsyncSession(bench.engine) as session, session.begin(), barrier(session) as block:
+            await take_effect(session, context, "first")
+            block.events = [StepEvent("reserved", {"order_id": context.order_id})]
+
+    told = ({"name": "reserved", "data": {"order_id": "o-1"}},)
+    first = await bench.act(body)
+    assert (first.outcome, first.events) == (Outcome.DONE, told)
+    assert first.result is not None
+    assert [event.name for event in first.result.events] == ["reserved"]
+    again = await bench.act(body)
+    assert (again.outcome, again.events) == (Outcome.DONE, told)
     assert await bench.effects() == [("act", "first", None)]
 
 

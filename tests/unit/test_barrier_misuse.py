@@ -13,7 +13,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session as SyncSession
 
-from watership import BarrierMisused, ConfigurationError, LimitExceeded, barrier, prune_barrier
+from watership import (
+    BarrierMisused,
+    ConfigurationError,
+    LimitExceeded,
+    SagaStepHandler,
+    SagaStepResult,
+    StepEvent,
+    barrier,
+    prune_barrier,
+)
 from watership.barrier import RETENTION_MIN, BarrierBase, barrier_table
 from watership.barrier_table import now_ms
 from watership.execution import Execution
@@ -51,6 +60,29 @@ async def test_a_context_that_is_changed_behind_the_block_is_unknown_with_what_w
     says(ended, Outcome.UNKNOWN, "the context was changed after the barrier's block (reservation)")
     assert ended.patch == {"reservation": "early"}
     assert (await bench.act(late)).patch == {"reservation": "early"}, "done, and stored"
+
+
+class Step(SagaStepHandler[Order, Any]):
+    async def act(self, context: Order) -> None: ...
+
+
+async def test_events_that_a_duplicate_would_not_tell_are_refused(bench: Bench) -> None:
+    async def late(context: Order) -> Any:
+        async with AsyncSession(bench.engine) as session, session.begin(), barrier(session) as block:
+            block.response = await take_effect(session, context, "early")
+        return SagaStepResult(block.response, Step, events=[StepEvent("reserved")])
+
+    says(
+        await bench.act(late), Outcome.UNKNOWN, "events were returned that its barrier's block does not know (reserved)"
+    )
+
+    async def too_late(context: Order) -> Any:
+        async with AsyncSession(bench.engine) as session, session.begin(), barrier(session) as block:
+            await take_effect(session, context, "early")
+        block.events = [StepEvent("reserved")]
+
+    other = Bench(bench.engine)
+    says(await other.act(too_late), Outcome.UNKNOWN, "events were set after the barrier's block")
 
 
 @pytest.mark.parametrize("field", ["taken back", "spoiled"])

@@ -16,7 +16,18 @@ from di import bind_by_type
 from di.dependent import Dependent
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from watership import ConfigurationError, Response, RetryPolicy, Saga, SagaMap, SagaStepHandler, barrier, bootstrap
+from watership import (
+    ConfigurationError,
+    Response,
+    RetryPolicy,
+    Saga,
+    SagaMap,
+    SagaStepHandler,
+    SagaStepResult,
+    StepEvent,
+    barrier,
+    bootstrap,
+)
 from watership.adapters.circuit_breaker import AioBreakerAdapter
 from watership.adapters.containers import as_container
 from watership.execution import Command, Execution, Hands, execute
@@ -82,6 +93,31 @@ async def test_a_handler_does_its_business_and_no_more(engine: AsyncEngine, cont
     assert (refused.outcome, refused.certain) == (Outcome.FAILED, True)
     assert await guarded.bench.actions() == ["act", "compensate"]
     assert (await Guarded(Bench(engine), container).run(Action.ACT)).outcome is Outcome.DONE
+
+
+class Telling(SagaStepHandler[Order, None]):
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    async def act(self, context: Order) -> SagaStepResult[Order, None]:
+        await take_effect(self.session, context, "telling")
+        return self._generate_step_result(None, events=[StepEvent("reserved", context.order_id)])
+
+
+async def test_a_duplicate_tells_the_events_that_the_handler_returned(engine: AsyncEngine) -> None:
+    async def session() -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(engine) as opened:
+            yield opened
+
+    provider = dishka.Provider(scope=dishka.Scope.REQUEST)
+    provider.provide(session, provides=AsyncSession)
+    provider.provide(Telling)
+    container = dishka.make_async_container(provider)
+    guarded = Guarded(Bench(engine), container, Telling)
+    for _ in range(2):
+        assert (await guarded.run(Action.ACT)).events == ({"name": "reserved", "data": "o-1"},)
+    assert await guarded.bench.actions() == ["act"]
+    await container.close()
 
 
 async def test_a_breaker_takes_no_answer_for_a_failure(engine: AsyncEngine, container: dishka.AsyncContainer) -> None:

@@ -131,6 +131,10 @@ def test_a_context_must_be_json() -> None:
         ({"queue_within_s": -1}, "OrderSaga.Bad: queue_within_s in ms must be a whole number from 1"),
         ({"retry": RetryPolicy(max_attempts=0)}, "OrderSaga.Bad: retry: its attempts must be a whole number from 1"),
         ({"retry": RetryPolicy(delay_s=-1)}, "OrderSaga.Bad: retry"),
+        ({"retry": RetryPolicy(delay_s=float("nan"))}, "OrderSaga.Bad: retry: its delay in ms must be a whole number"),
+        ({"retry": RetryPolicy(max_delay_s=float("inf"))}, "OrderSaga.Bad: retry: its longest delay in ms must be"),
+        ({"retry": RetryPolicy(delay_s=1e300)}, "OrderSaga.Bad: retry: its delay in ms must be a whole number"),
+        ({"retry": RetryPolicy(backoff=float("inf"))}, "OrderSaga.Bad: retry needs a backoff .* finite"),
         ({"compensation_retry": RetryPolicy(backoff=0.1)}, "OrderSaga.Bad: compensation_retry"),
     ],
 )

@@ -92,6 +92,18 @@ def test_an_act_that_an_earlier_batch_sent_is_waited_for() -> None:
     assert sent(row.batch(reply("B"))) == ["compensate B 1"]
 
 
+def test_what_followed_from_a_step_that_nobody_served_is_sent_again_with_its_message() -> None:
+    """It was committed and never sent: the saga goes back by it, and no longer awaits what it speaks of (law 1)."""
+    row = Row()
+    row.batch(start())
+    row.batch(reply("A"))
+    row.batch(admin(AdminVerb.COMPENSATE))
+    nobody = reply("B", "not_served")
+    assert sent(row.batch(nobody)) == ["compensate A 1"]
+    assert sent(row.batch(Arrival(SAGA_ID, nobody))) == [], "a copy of it sends nothing"
+    assert sent(row.batch(Arrival(SAGA_ID, nobody, redelivered=True))) == ["compensate A 1"]
+
+
 def test_a_stale_reply_needs_the_log() -> None:
     row = Row()
     row.batch(start(), reply("A"))

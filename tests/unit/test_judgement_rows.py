@@ -8,14 +8,16 @@ import pytest
 
 from watership import codec
 from watership.machine.apply import fold
-from watership.machine.state import Status
+from watership.machine.nodes import RetryPlan
+from watership.machine.plan import Plan
+from watership.machine.state import Action, Status
 from watership.messages import AdminVerb, SagaKnown, read
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Arrival, Mark, Shelf, Waiting
 from watership_orchestrator.judgement import Judgement, judge
 from watership_orchestrator.outbox import messages_of
 
-from tests.support.judging import NOW_MS, PLAN, SAGA_ID, TOPOLOGY, Row, admin, plans, reply, start
+from tests.support.judging import NOW_MS, PLAN, SAGA_ID, TOPOLOGY, Row, admin, plans, reply, start, step
 
 WRITTEN = Waiting(Shelf.START, 1)
 DEAD = Waiting(Shelf.DEAD, 2)
@@ -35,6 +37,35 @@ def test_what_no_message_brings_again_is_owed_from_the_commit_on() -> None:
     row.batch(start())
     dead = row.batch(Arrival(SAGA_ID, reply("A"), row=DEAD))
     assert dead.owed_reason() is not None
+
+
+def test_what_follows_from_a_late_reply_is_owed_for_its_copy_may_be_acknowledged() -> None:
+    """One orchestrator holds a delivery of a dead channel; another has judged its copy, when it made no difference."""
+    row = Row()
+    row.batch(start())
+    row.batch(reply("A"))
+    assert row.batch(reply("A", run="other")).owed_reason() is None, "it ran twice: no difference"
+    row.batch(reply("B", outcome="failed"))
+    undone = row.batch(reply("A", action=Action.COMPENSATE))
+    assert undone.state is not None
+    assert undone.state.status is Status.COMPENSATED
+    assert undone.owed_reason() is None
+    late = row.batch(reply("A", run="other"))
+    assert [command.step for command in late.commands_to_send()] == ["A"]
+    assert late.owed_reason() is not None
+    assert late.settles, "once it is sent"
+
+
+def test_what_follows_from_an_operator_is_owed() -> None:
+    row = Row(Plan("OrderSaga", (step("A", compensation_retry=RetryPlan(attempts_max=1)), step("B"))))
+    row.batch(start())
+    row.batch(reply("A"))
+    row.batch(reply("B", outcome="failed"))
+    row.batch(reply("A", action=Action.COMPENSATE, outcome="failed"))
+    asked = row.batch(admin(AdminVerb.RETRY))
+    assert [command.step for command in asked.commands_to_send()] == ["A"]
+    assert asked.owed_reason() is not None
+    assert asked.settles
 
 
 def test_what_was_owed_before_a_row_came_is_not_settled_by_it() -> None:

@@ -117,9 +117,6 @@ class Bus(Protocol):
         `ConfigurationError` if the queue is not there or is not ours to consume, `BrokerUnavailable` without a link.
         """
 
-    def holds(self, delivery: Delivery) -> bool:
-        """Whether it is still this consumer's to settle. False: it is settled, or its channel is gone and it comes again."""
-
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledges. One that is settled already, or whose channel is gone (it comes again), is passed over."""
 

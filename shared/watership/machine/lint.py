@@ -6,6 +6,7 @@ must be tried without end, and nothing there may turn the saga around.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from watership.errors import DefinitionError
@@ -138,8 +139,8 @@ def _lint_retry(where: str, retry: RetryPlan) -> None:
         raise DefinitionError(f"{where} is without end and without a delay: give it a delay_s")
     _lint_number(f"{where}: its delay in ms", retry.delay_ms, 0, DELAY_MS_MAX)
     _lint_number(f"{where}: its longest delay in ms", retry.delay_max_ms, 0, DELAY_MS_MAX)
-    if not retry.backoff >= 1.0 or not retry.jitter >= 0.0:
-        raise DefinitionError(f"{where} needs a backoff of 1 or more and a jitter of 0 or more")
+    if not 1.0 <= retry.backoff < math.inf or not 0.0 <= retry.jitter < math.inf:
+        raise DefinitionError(f"{where} needs a backoff of 1 or more and a jitter of 0 or more, and finite ones")
 
 
 def _lint_number(what: str, value: object, least: int, most: int) -> None:

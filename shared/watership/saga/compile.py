@@ -25,7 +25,7 @@ from watership.saga.fallback import Fallback
 from watership.saga.flow import Parallel, Sleep, Wait
 from watership.saga.independence import dependence
 from watership.saga.models import shape_of
-from watership.saga.retry import COMPENSATION_RETRY, FORWARD_RETRY, VERIFY_RETRY, RetryPolicy
+from watership.saga.retry import COMPENSATION_RETRY, FORWARD_RETRY, VERIFY_RETRY, RetryPolicy, milliseconds
 from watership.saga.step import SagaStepHandler, declared_types, has_compensation, has_verification, step_name
 
 Step = type[SagaStepHandler[Any, Any]]
@@ -65,7 +65,7 @@ def compile_saga(
         nodes=_compile_nodes(saga, compensation_retry, default_compensation_retry),
         context_schema=shape_of(context).schema(),
         pivot=step_name(saga.pivot) if saga.pivot is not None else None,
-        deadline_ms=_milliseconds(saga.deadline_s),
+        deadline_ms=milliseconds(saga.deadline_s) if saga.deadline_s is not None else None,
     )
     lint(plan.saga, plan.nodes, plan.pivot, plan.deadline_ms)
     steps = {step_name(step): step for step in (*step_types(saga), *saga.former_steps)}
@@ -86,7 +86,12 @@ def check_class(saga: SagaClass) -> None:
     if saga.deadline_s is not None:
         _check_seconds(f"{name}.deadline_s", saga.deadline_s)
     pivot = step_name(saga.pivot) if saga.pivot is not None else None
-    lint(name, _compile_nodes(saga, None, None), pivot, _milliseconds(saga.deadline_s))
+    lint(
+        name,
+        _compile_nodes(saga, None, None),
+        pivot,
+        milliseconds(saga.deadline_s) if saga.deadline_s is not None else None,
+    )
 
 
 def context_type(saga: SagaClass) -> type[Any] | None:
@@ -148,9 +153,9 @@ def _compile_nodes(saga: SagaClass, wins: RetryPolicy | None, stands_in: RetryPo
         if isinstance(item, Parallel):
             nodes.append(ParallelPlan(tuple(unit(member) for member in item.steps)))
         elif isinstance(item, Sleep):
-            nodes.append(SleepPlan(item.name or f"sleep-{index + 1}", _milliseconds(item.seconds) or 0))
+            nodes.append(SleepPlan(item.name or f"sleep-{index + 1}", milliseconds(item.seconds)))
         elif isinstance(item, Wait):
-            timeout_ms = _milliseconds(item.timeout_s) or 0
+            timeout_ms = milliseconds(item.timeout_s)
             nodes.append(WaitPlan(item.name, item.into, timeout_ms, item.on_timeout, item.reject_if))
         else:
             nodes.append(unit(item))
@@ -167,8 +172,8 @@ def _compile_step(step: Step, compensation_retry: RetryPolicy, *, forward: bool)
         queue=step.queue or name,
         retry=retry.plan(),
         compensation_retry=compensation_retry.plan(),
-        timeout_ms=round(step.timeout_s * 1000),
-        queue_within_ms=round(step.queue_within_s * 1000),
+        timeout_ms=milliseconds(step.timeout_s),
+        queue_within_ms=milliseconds(step.queue_within_s),
         compensable=has_compensation(step),
         verify_retry=verify_retry.plan() if has_verification(step) else None,
         rerun=step.rerun,
@@ -182,10 +187,6 @@ def _compile_fallback(item: Fallback, primary: StepPlan, fallback: StepPlan) -> 
         breaker = BreakerPlan(settings.fail_max, settings.timeout_duration_s, tuple(settings.exclude))
     codes = tuple(error_code(error) for error in item.failure_exceptions)
     return FallbackPlan(primary=primary, fallback=fallback, failure_codes=codes, breaker=breaker)
-
-
-def _milliseconds(seconds: float | None) -> int | None:
-    return round(seconds * 1000) if seconds is not None else None
 
 
 # --- checks --------------------------------------------------------------------------------------------------------

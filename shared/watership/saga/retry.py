@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from watership.errors import error_code
 from watership.machine.nodes import RetryPlan
@@ -28,12 +29,17 @@ class RetryPolicy:
         """The same as data, in milliseconds."""
         return RetryPlan(
             attempts_max=self.max_attempts,
-            delay_ms=round(self.delay_s * 1000),
+            delay_ms=milliseconds(self.delay_s),
             backoff=float(self.backoff),
-            delay_max_ms=round(self.max_delay_s * 1000),
+            delay_max_ms=milliseconds(self.max_delay_s),
             jitter=float(self.jitter),
             final_codes=tuple(error_code(error) for error in self.non_retryable),
         )
+
+
+def milliseconds(seconds: float) -> int:
+    """Seconds as plans have them. What is no duration becomes a number over every limit: the lint names its place."""
+    return round(seconds * 1000) if math.isfinite(seconds * 1000) else 2**63 - 1
 
 
 #: Compensation, unless said otherwise: three times in all, after 0, 1 and 2 seconds.

@@ -6,25 +6,27 @@ For `execution`, which makes it, and `barrier`, which finds it. It must never kn
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import pydantic
 
 from watership import codec
-from watership.errors import AlreadyHandled
+from watership.errors import AlreadyHandled, LimitExceeded
 from watership.response import Response
 from watership.saga.models import Shape, patch_between
-from watership.saga.step import StepRun
+from watership.saga.step import StepEvent, StepRun
+
+EVENTS_MAX = 100  # of one run
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Block:
     """A barrier's block, and what became of its transaction.
 
-    ``patch`` and ``response`` are what it wrote for later runs of the same action, once it has ``ended``. ``answers``: a
-    response was set inside it, and ``answer`` is that object.
+    ``patch``, ``response`` and ``told`` are what it wrote for later runs of the same action, once it has ``ended``.
+    ``answers``: a response was set inside it, and ``answer`` is that object; so are ``events``.
     """
 
     ended: bool = False
@@ -32,6 +34,8 @@ class Block:
     response: Any = None
     answers: bool = False
     answer: Any = None
+    events: tuple[StepEvent, ...] = ()
+    told: tuple[dict[str, Any], ...] = ()
     committing: bool = False  # a commit was begun: from here only the database knows whether it took place
     rolled_back: bool = False
 
@@ -82,6 +86,19 @@ class HandlerRun:
                 raise TypeError(f"the response of step {self.step.step} cannot be written as JSON: {error}") from error
         codec.encode_response(data, what=f"{self.where}: the response")
         return data
+
+    def events_data(self, events: Sequence[StepEvent]) -> tuple[dict[str, Any], ...]:
+        """Events as JSON data. Raises `InvalidPayload`, `LimitExceeded`, or `TypeError` for what is no `StepEvent`."""
+        if len(events) > EVENTS_MAX:
+            raise LimitExceeded(f"{self.where}: its events", value=len(events), limit=EVENTS_MAX)
+        found = []
+        for event in events:
+            if not isinstance(event, StepEvent):
+                raise TypeError(f"{self.where}: an event is a {type(event).__name__}; make it a StepEvent(name, data)")
+            data = event.data.model_dump(mode="json") if isinstance(event.data, pydantic.BaseModel) else event.data
+            codec.encode_response(data, what=f"{self.where}: the event {event.name}")
+            found.append({"name": event.name, "data": data})
+        return tuple(found)
 
 
 _adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}

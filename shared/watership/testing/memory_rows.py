@@ -17,9 +17,9 @@ from watership_orchestrator.waiting import (
 )
 
 
-def backed_off(row: WaitingRow, now_ms: int) -> WaitingRow:
+def backed_off(row: WaitingRow, now_ms: int, *, at_most_ms: int = BACK_OFF_MAX_MS) -> WaitingRow:
     """The row, to be looked at again only later, each failure twice as much later."""
-    later_ms = now_ms + min(max(now_ms - row.at_ms, BACK_OFF_MIN_MS), BACK_OFF_MAX_MS)
+    later_ms = now_ms + min(max(now_ms - row.at_ms, BACK_OFF_MIN_MS), at_most_ms)
     return dataclasses.replace(row, look_at_ms=later_ms)
 
 
@@ -96,14 +96,14 @@ class MemoryRows:
                     row, look_at_ms=None, judged=words, judged_at_ms=now_ms
                 )
 
-    async def back_off_rows(self, rows: Collection[Waiting]) -> None:
-        """See `Store.back_off_rows`."""
-        await self._line.point("back off rows")
+    async def put_off_rows(self, rows: Collection[Waiting]) -> None:
+        """See `Store.put_off_rows`."""
+        await self._line.point("put off rows")
         now_ms = self._database.now_ms()
         for key in rows:
             row = self._database.waiting.get(key)
             if row is not None and row.look_at_ms is not None:
-                self._database.waiting[key] = backed_off(row, now_ms)
+                self._database.waiting[key] = backed_off(row, now_ms, at_most_ms=BACK_OFF_MIN_MS)
 
     def _to_look_at(self) -> list[WaitingRow]:
         now_ms = self._database.now_ms()
