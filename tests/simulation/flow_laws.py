@@ -1,4 +1,4 @@
-"""What the laws say of groups, pivots, pauses, signals and verification, told from a saga's log. Pure.
+"""What the laws say of groups, pivots, pauses and signals, told from a saga's log. Pure.
 
 The laws of the machine's own tests, where they have the words already.
 """
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from watership.machine import changes as c
 from watership.machine.nodes import ParallelPlan, members
 from watership.machine.plan import Plan
-from watership.machine.state import Action, Outcome, SagaState, Status
-from watership.messages import Signal, StepReply
+from watership.machine.state import Outcome, SagaState, Status
+from watership.messages import Signal
 
 from tests.simulation.evidence import Entry
 from tests.support import machine_laws
@@ -87,30 +87,6 @@ def signal_offences(
             data = signal.data
         if change.data != data:
             yield law, f"{name} has {change.data!r}, and was sent {data!r}"
-
-
-# --- verification
-
-
-def proof_offences(change: c.Verified, earlier: Sequence[Entry], replies: Mapping[str, StepReply]) -> Iterator[Offence]:
-    """That an act had no effect is no proof as long as another delivery of its command may still run."""
-    if change.outcome is not Outcome.FAILED:
-        return
-    for entry in earlier:
-        for other in entry.changes:
-            if not _is_of(other, change):
-                continue
-            reply = replies.get(other.run) if isinstance(other, c.Replied) else None
-            doubtful = getattr(other, "doubtful", False) or getattr(other, "redelivered", False)
-            if doubtful or (reply is not None and reply.redelivered):
-                words = f"{change.step} may still run, since {other.kind}, and that it is not done is believed"
-                yield "law_05_in_doubt_means_undone", words
-
-
-def _is_of(other: c.Change, verified: c.Verified) -> bool:
-    if not isinstance(other, c.Resent | c.Postponed | c.Replied) or other.action is not Action.ACT:
-        return False
-    return (other.step, other.attempt) == (verified.step, verified.attempt)
 
 
 # --- the end

@@ -16,7 +16,7 @@ from watership.machine import changes as c
 from watership.machine.apply import apply
 from watership.machine.effects import SendCommand, effects_of
 from watership.machine.plan import Plan
-from watership.machine.state import Action, Outcome, SagaState
+from watership.machine.state import Action, SagaState
 from watership.messages import AdminAnswer, AdminRequest, Signal, StartSaga, StepReply, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
 from watership.testing.memory_database import LogRow, Row, Transaction
@@ -26,7 +26,7 @@ from watership_orchestrator.engine import PUBLISH_WINDOW_S
 from watership_orchestrator.store import OWED_LOOK_MS
 from watership_orchestrator.waiting import DeadLetter
 
-from tests.simulation import flow_laws, log_laws, request_laws
+from tests.simulation import doubt_laws, flow_laws, log_laws, request_laws
 from tests.simulation.evidence import Commit, Entry, LawBroken, copies_of
 from tests.simulation.words import in_words, short
 
@@ -108,7 +108,8 @@ class Laws(Witness):
         saga_id, changes = row.saga_id, changes_from_json(row.changes)
         before = self.states.get(saga_id) or SagaState(str(saga_id))
         entries = self.entries.setdefault(saga_id, [])
-        plan = self.plans.get(before.plan_hash or "")
+        pinned = (change.plan_hash for change in changes if isinstance(change, c.Created | c.PlanPinned))
+        plan = self.plans.get(next(pinned, before.plan_hash) or "")
         for law, words in log_laws.offences(plan, before, [entry.changes for entry in entries], row.seq, changes):
             self.breaks(law, f"saga {saga_id.int}, entry {row.seq} ({row.cause}): {words}")
         state = before.copy()
@@ -120,13 +121,8 @@ class Laws(Witness):
                 self._dispatched[key] = commit
             elif isinstance(change, c.CompensationBegan):
                 self._turned.setdefault(saga_id, commit)
-            elif isinstance(change, c.Verified):
-                for law, words in flow_laws.proof_offences(change, entries, self.replies):
-                    self.breaks(law, f"saga {saga_id.int}, entry {row.seq}: {words}")
-            elif isinstance(change, c.Replied) and change.action is not Action.VERIFY:
-                self._law_05_in_doubt_means_undone(saga_id, change)
-            elif isinstance(change, c.Postponed):
-                self._law_05_doubt_is_kept(saga_id, change, row.cause)
+            for law, words in doubt_laws.offences(change, row.cause, entries, self.replies):
+                self.breaks(law, f"saga {saga_id.int}, entry {row.seq} ({row.cause}): {words}")
         new = Entry(row.seq, row.at_ms, row.cause, changes)
         if plan is not None:
             for law, words in (
@@ -139,31 +135,6 @@ class Laws(Witness):
         if self.world.traced:
             words = ", ".join(in_words(change) for change in changes)
             self.world.tell(commit.process, f"commits saga {saga_id.int} #{row.seq} by {row.cause}: {words}")
-
-    def _law_05_in_doubt_means_undone(self, saga_id: uuid.UUID, change: c.Replied) -> None:
-        """The failure of a command that may have been delivered before speaks for one run only."""
-        reply, this = self.replies.get(change.run), (change.step, change.action, change.attempt)
-        sent_twice = any(
-            isinstance(other, c.Resent | c.Postponed) and other.doubtful
-            for entry in self.entries.get(saga_id, ())
-            for other in entry.changes
-            if (getattr(other, "step", None), getattr(other, "action", None), getattr(other, "attempt", None)) == this
-        )
-        doubtful = sent_twice or (reply is not None and reply.redelivered)
-        self.check(
-            "law_05_in_doubt_means_undone",
-            change.outcome is not Outcome.FAILED or not doubtful or getattr(reply, "certain", False),
-            f"saga {saga_id.int}: {change.action} {change.step} may have run before; its failure is taken for certain",
-        )
-
-    def _law_05_doubt_is_kept(self, saga_id: uuid.UUID, change: c.Postponed, cause: str) -> None:
-        """Who does not serve a step says nothing of those who had its command before."""
-        reply = self.replies.get(cause.rsplit(":", 1)[-1])
-        self.check(
-            "law_05_in_doubt_means_undone",
-            reply is None or change.doubtful or not reply.redelivered,
-            f"saga {saga_id.int}: {change.action} {change.step} was delivered before, and that is forgotten",
-        )
 
     def _law_02_nothing_is_stuck(self, row: Row) -> None:
         over = row["status"] in ("COMPLETED", "COMPENSATED", "FAILED") and not row["owed"]

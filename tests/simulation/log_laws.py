@@ -45,6 +45,8 @@ def offences(
         had_late_act = had_late_act or isinstance(change, c.LateAct)
         if isinstance(change, c.Dispatched | c.Resent):
             yield from _law_03_strictly_backward(state, change)
+        if plan is None and isinstance(change, c.Dispatched | c.Waiting):
+            yield "law_07_pinned", f"{change.step} is begun, and its saga has no plan"
         if isinstance(change, c.Dispatched):
             if plan is not None and change.step not in plan.by_name:
                 yield "law_07_pinned", f"{change.step} is no step of the plan"
