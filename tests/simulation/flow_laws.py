@@ -40,7 +40,7 @@ def _told(law: str, check: Callable[..., None], *arguments: object) -> Iterator[
     try:
         check(*arguments)
     except AssertionError as error:
-        yield law, str(error)
+        yield law, str(error) or check.__name__.replace("_", " ")
 
 
 def _law_09_deadline(before: SagaState, after: SagaState, new: Entry) -> Iterator[Offence]:
