@@ -18,7 +18,7 @@ from watership.errors import SagaConflict, StoreUnavailable
 from watership.messages import AdminRequest, StartSaga
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Waiting
-from watership_orchestrator.database import is_passing
+from watership_orchestrator.database import is_passing, is_too_long
 from watership_orchestrator.judgement import Judgement, NeedsHistory, judge
 from watership_orchestrator.ports import PlanShelf, SagaBatch, SagaStore
 from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
@@ -104,10 +104,10 @@ class Decider:
                     work, judgements, plans = await self._judge_and_write(batch, arrivals)
                 return self._decided(work, judgements, plans, began_s)
             except Exception as error:  # told apart here: the database's state, or this batch's own fault
+                groups = list(_by_saga(arrivals).values())
+                if len(groups) > 1 and (is_too_long(error) or not is_passing(error)):
+                    break
                 if not is_passing(error):
-                    groups = list(_by_saga(arrivals).values())
-                    if len(groups) > 1:
-                        break
                     work = await self._alone(arrivals, error)
                     return self._decided(work, [], await self._plans.get((), ()), began_s)
                 for arrival in arrivals:

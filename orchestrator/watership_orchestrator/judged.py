@@ -9,7 +9,7 @@ from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendComma
 from watership.machine.state import Action, SagaState, Status
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.arrivals import Rejection
-from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_in_doubt
+from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, events_reason, is_events, is_in_doubt
 from watership_orchestrator.waiting import WaitingSignal
 
 
@@ -56,7 +56,9 @@ class Judgement:
         forgotten = self.awaited_before.intersection(awaited_commands(self.state)).difference(sends)
         ended = self.state.status.terminal or self.state.parked_reason is not None
         told = any(isinstance(notice, NotifyEnd | NotifyParked) for notice in self.notices)
-        return self.owed_before if forgotten or (ended and not told) else None
+        if forgotten or (ended and not told):
+            return self.owed_before
+        return events_reason("they were owed with a command that has been answered since") if self.state.emits else None
 
     @property
     def settles(self) -> bool:

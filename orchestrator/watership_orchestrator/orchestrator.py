@@ -198,6 +198,10 @@ class Orchestrator:
         except (InvalidPayload, LimitExceeded) as error:
             await self._refuse(delivery, error)
             return None
+        except Exception as error:  # a bug of ours; but a message that ends its reader would end every one, in turn
+            log.exception("a message on %s cannot be read", delivery.queue)
+            await self._refuse(delivery, InvalidPayload(f"it cannot be read: {type(error).__name__}: {error}"))
+            return None
         if not isinstance(message, self._judged[delivery.queue]):
             await self._refuse(delivery, InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}"))
             return None

@@ -141,7 +141,9 @@ class Batch:
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
         )
-        return set((await self._run(sql.INSERT, **values)).scalars())
+        made = set((await self._run(sql.INSERT, **values)).scalars())
+        # The statement may have waited, and seen nothing of what was pruned meanwhile: a new one sees that (law 11).
+        return made - set((await self._run(sql.UNMAKE, ids=sorted(made))).scalars()) if made else made
 
     async def update(self, rows: Sequence[ChangedRow]) -> None:
         """Writes sagas that moved; their rows are locked."""

@@ -12,7 +12,7 @@ from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_id, new_token
-from watership.errors import ConfigurationError, InvalidPayload, LimitExceeded
+from watership.errors import ActRefused, ConfigurationError, InvalidPayload, LimitExceeded, StepError
 from watership.execution import Command, Execution, execute
 from watership.machine.state import Action
 from watership.messages import (
@@ -176,14 +176,7 @@ class Consumer:
             self._chance,
         )
         if run.error is not None:
-            log.info(
-                "saga %s: %s of step %s ended %s: %s",
-                command.saga_id,
-                command.action,
-                command.step,
-                run.outcome,
-                run.error,
-            )
+            _tell_error(command, run)
         if run.misfit is not None:
             error = ErrorOnWire(code=MISFIT, type_name="Misfit", message=run.misfit[:2_000])
             return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery, run.run)
@@ -197,6 +190,23 @@ class Consumer:
             correlation_id=str(command.saga_id),
             headers=_trace(delivery),
         )
+
+
+def _tell_error(command: StepCommand, run: Execution) -> None:
+    """A `StepError` is how business says no; anything else may be a bug, and is told with its traceback."""
+    expected = isinstance(run.error, StepError | ActRefused)
+    log.log(
+        logging.INFO if expected else logging.WARNING,
+        "saga %s: %s of step %s, attempt %d, ended %s: %s: %s",
+        command.saga_id,
+        command.action,
+        command.step,
+        command.attempt,
+        run.outcome,
+        type(run.error).__name__,
+        run.error,
+        exc_info=None if expected else run.error,
+    )
 
 
 def _trace(delivery: Delivery) -> dict[str, str]:
