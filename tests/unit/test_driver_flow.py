@@ -89,6 +89,23 @@ async def pivoted(storage: MemorySagaStorage) -> AsyncIterator[SagaMediator]:
         yield made
 
 
+# --- handing over
+
+
+async def test_a_saga_of_a_closed_mediator_does_not_wait_for_its_lease_to_run_out(storage: MemorySagaStorage) -> None:
+    gate = Gate("act A")
+    mediator = opened(storage, Plain)
+    saga_id = await mediator.start(Order())
+    async with asyncio.timeout(WITHIN_S):
+        await gate.entered.wait()
+        closing = asyncio.create_task(mediator.close())
+        await asyncio.sleep(0)  # it lets A end, and begins no other
+        gate.go.set()
+        await closing
+    assert CALLS == ["act A"]
+    assert await storage.due(names=["Plain"], limit=1) == [saga_id], "at once: its lease has five seconds to go"
+
+
 # --- cancel
 
 

@@ -218,8 +218,8 @@ class Drive:
         try:
             released = False
             while not released:
-                if self._stopping and not self._runs:
-                    await self._storage.release(lease)
+                if self._stopping and not self._runs:  # whoever recovers it need not wait for the lease to run out
+                    await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 0))
                     return False
                 happening = await self._next()
                 if happening is not None:
