@@ -161,7 +161,7 @@ class Barrier:
 
     async def __aenter__(self) -> Self:
         run = self._run = _run_for_a_block()
-        run.block, run.block_error = self._block, None
+        run.block = self._block
         try:
             handled, keep = await self._claim(run)
             if handled is not None and keep:

@@ -120,7 +120,7 @@ class Watch:
         """Why the block's transaction must not be committed, if so, and what that comes of."""
         if block.abandoned:
             return "a commit of a barrier's transaction came after its handler had ended without one", None
-        if block.failed or not block.ended:
+        if not block.ended:
             return (
                 "a commit inside a barrier's block; commit after it, so that its row and the effect go together",
                 None,
@@ -136,7 +136,7 @@ class Watch:
 
     def on_rollback(self, connection: Connection) -> None:
         """The transaction is rolled back: asked for, or since its session is closed."""
-        if self.block is not None and self.is_open():
+        if self.block is not None:
             self.block.rolled_back = True
 
     def on_error(self, error: BaseException) -> None:
@@ -181,8 +181,6 @@ def watch(connection: AsyncConnection, block: Block, settled_row: sa.Select[Any]
         event.listen(target, "commit", found.on_commit)
         event.listen(target, "rollback", found.on_rollback)
         event.listen(target, "before_cursor_execute", found.on_statement)
-        if not event.contains(target.dialect, "handle_error", _on_error):
-            event.listen(target.dialect, "handle_error", _on_error)
     found.begin(target, block, settled_row)
 
 
@@ -193,8 +191,7 @@ def _on_error(context: ExceptionContext) -> None:
         found.on_error(context.original_exception)
 
 
-# Twice: a listener to all dialects is asked before an engine's own, one of which may raise an error, so that none behind it
-# is asked; and without a listener of its own, a dialect asks nobody.
+# To all dialects: such a listener is asked before an engine's own, one of which may raise an error, and end the asking.
 event.listen(Dialect, "handle_error", _on_error)
 
 

@@ -60,7 +60,7 @@ class HandlerRun:
 
     ``before``: the context as the run found it, as JSON data of its class; ``whole``: all of it, with the fields that this
     class does not have. ``acted``: the saga's log has the act as done, so that what it changed is in the context.
-    ``block_error``: what the last block failed by; None once there is another.
+    ``block_error``: what the last block that failed did so by; another may be there since.
     """
 
     step: StepRun
