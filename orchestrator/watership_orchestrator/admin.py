@@ -17,6 +17,7 @@ from watership.saga.storage.ledger import line_of, select_lines
 from watership.saga.storage.rows import changes_from_json
 from watership.saga.storage.schema import dead_letter_table, log_table, saga_table
 from watership.saga.storage.views import iso, ledger_view, saga_view, summary_view
+from watership_orchestrator.fitting import BEGINNING, fitting_log, slim_ledger
 from watership_orchestrator.judgement import Judgement
 from watership_orchestrator.plan_verbs import OF_PLANS, answer_about_plans
 from watership_orchestrator.waiting import tombstones
@@ -26,7 +27,6 @@ LEDGER_LINES_MAX = 100
 LOG_BYTES_MAX = 524_288  # an answer is one message, and has a context beside the log
 LETTER_BODY_CHARS_MAX = 131_072  # JSON may need six bytes for one
 LEDGER_BYTES_MAX = 131_072
-_PAYLOADS = ("patch", "response", "context", "events", "data")
 MOVES_A_SAGA = frozenset({AdminVerb.RETRY, AdminVerb.COMPENSATE})
 OF_A_SAGA = MOVES_A_SAGA | {AdminVerb.SHOW}
 OF_A_DEAD_LETTER = frozenset({AdminVerb.DEAD_SHOW, AdminVerb.DEAD_REQUEUE, AdminVerb.DEAD_DISCARD})
@@ -46,7 +46,7 @@ class Admin:
         if request.verb is AdminVerb.LEDGER:
             async with self._database.connect() as connection:
                 lines = await connection.execute(select_lines(self._namespace, request.saga_id, request.limit))
-                return AdminAnswer(data=_slim([ledger_view(line_of(line)) for line in lines]))
+                return AdminAnswer(data=slim_ledger([ledger_view(line_of(line)) for line in lines], LEDGER_BYTES_MAX))
         if request.verb is AdminVerb.DEAD_LIST:
             return AdminAnswer(data=await self._dead_letters(request))
         if request.verb in OF_PLANS:
@@ -57,9 +57,8 @@ class Admin:
         found = await self._show(request.saga_id)
         if found is None:
             return await self._gone(request.saga_id)
-        if len(codec.dumps(found["log"])) > LOG_BYTES_MAX:
-            found["log"] = [_without_payloads(entry) for entry in found["log"]]
-        found["ledger"] = _slim(found["ledger"])
+        found["log"] = fitting_log(found["log"], LOG_BYTES_MAX)
+        found["ledger"] = slim_ledger(found["ledger"], LEDGER_BYTES_MAX)
         return AdminAnswer(data=found)
 
     async def _gone(self, saga_id: uuid.UUID) -> AdminAnswer:
@@ -118,8 +117,11 @@ class Admin:
             row = (await connection.execute(query)).mappings().one_or_none()
             if row is None:
                 return None
-            log_query = sa.select(log_table).where(log_table.c.saga_id == saga_id).order_by(log_table.c.seq)
-            entries = (await connection.execute(log_query.limit(LOG_ENTRIES_MAX))).mappings().all()
+            newest = row["seq"] - LOG_ENTRIES_MAX
+            log_query = sa.select(log_table).where(
+                log_table.c.saga_id == saga_id, (log_table.c.seq > newest) | (log_table.c.seq <= BEGINNING)
+            )
+            entries = (await connection.execute(log_query.order_by(log_table.c.seq))).mappings().all()
             late = (await connection.execute(select_lines(self._namespace, saga_id, LEDGER_LINES_MAX))).all()
         log = [
             {
@@ -155,27 +157,6 @@ def letter_view(row: Mapping[str, Any]) -> dict[str, Any]:
         "actor": row["actor"],
         "actor_reason": row["actor_reason"],
     }
-
-
-def _without_payloads(entry: dict[str, Any]) -> dict[str, Any]:
-    """A log entry whose changes tell what happened, and not with which data: that is in the saga's context."""
-    changes = [
-        {key: ({} if key == "context" else None) if key in _PAYLOADS else value for key, value in change.items()}
-        for change in entry["changes"]
-    ]
-    return {**entry, "changes": changes}
-
-
-def _slim(ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The ledger as one message can take it: if need be what came, and not with which data."""
-    if len(codec.dumps(ledger)) <= LEDGER_BYTES_MAX:
-        return ledger
-    return [
-        {**line, "message": {key: value for key, value in line["message"].items() if key not in _PAYLOADS}}
-        if isinstance(line["message"], dict)
-        else line
-        for line in ledger
-    ]
 
 
 def operated(refusal: str | None, judgement: Judgement | None) -> AdminAnswer:

@@ -23,11 +23,12 @@ from watership.machine.changes import (
     change_from_data,
     change_to_data,
 )
-from watership.machine.state import Action, Outcome
+from watership.machine.state import Action, Failure, Outcome
 from watership.messages import AdminAnswer, AdminRequest, AdminVerb
 from watership.saga.storage.rows import changes_to_json
 from watership.saga.storage.schema import Base, dead_letter_table, ledger_table, log_table, saga_table
 from watership_orchestrator.admin import Admin
+from watership_orchestrator.fitting import BEGINNING
 
 SAGA_ID = uuid.UUID(int=5)
 SHOW = AdminRequest(verb=AdminVerb.SHOW, saga_id=SAGA_ID)
@@ -69,6 +70,22 @@ async def ask(database: AsyncEngine, request: AdminRequest) -> Any:
     answer = AdminAnswer.model_validate_json(body)
     assert answer.error is None
     return answer.data
+
+
+async def test_a_saga_that_was_tried_again_for_weeks_is_shown(database: AsyncEngine) -> None:
+    failure = Failure("down", "Down", "x" * 2_000, ("down",), "B")
+    tried = [
+        Replied("B", Action.ACT, attempt, "r", Outcome.FAILED, final=False, failure=failure) for attempt in range(6_000)
+    ]
+    done = Replied("A", Action.ACT, 1, "r", DONE, final=True, response=BIG)
+    await keep(database, Created("OrderSaga", {}, "hash"), *tried[:3_000], done, *tried[3_000:])
+    seqs = [entry["seq"] for entry in (await ask(database, SHOW))["log"]]
+    assert seqs == sorted(seqs)
+    assert seqs[:BEGINNING] == list(range(1, BEGINNING + 1))
+    assert 3_002 in seqs, "the step that is done"
+    newest = [seq for seq in seqs if seq > 3_002]
+    assert newest == list(range(newest[0], 6_003)), "the newest, without a gap"
+    assert len(newest) > 500
 
 
 def bare(change: Change) -> dict[str, Any]:

@@ -32,8 +32,14 @@ def timeline(view: Mapping[str, Any]) -> list[Line]:
     log = view["log"]
     began_ms = milliseconds(log[0]["at"]) if log else 0
     lines = []
+    seq = 0
     for entry in log:
         at_ms = milliseconds(entry["at"])
+        if entry["seq"] > seq + 1:
+            lines.append(
+                Line(at_ms - began_ms, seq + 1, "", "", f"{entry['seq'] - seq - 1} entries are not shown", QUIET)
+            )
+        seq = entry["seq"]
         for data in entry["changes"]:
             change = c.change_from_data(data)
             step, action = getattr(change, "step", ""), str(getattr(change, "action", ""))
