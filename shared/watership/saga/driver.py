@@ -12,7 +12,7 @@ import logging
 import uuid
 
 from watership import codec
-from watership.errors import LeaseLost, SagaNotFound, SagaPruned
+from watership.errors import LeaseLost, SagaNotFound, SagaPruned, StartRejected
 from watership.machine import events as e
 from watership.machine.apply import apply
 from watership.machine.changes import CompensationBegan
@@ -87,7 +87,7 @@ class Drive:
 
     async def main(self, start: Start | None) -> None:
         """Makes the saga, or finds it, and drives it to its end."""
-        self.start = start
+        self.start, failed = start, None
         try:
             lease = await self._create(start) if start is not None else None
             while True:
@@ -101,6 +101,7 @@ class Drive:
                     return  # recovery finds it again when its moment comes
                 lease = None  # lost to another process, or let go: follow it
         except Exception as error:  # whatever went wrong is told to the watchers; recovery takes the saga up again
+            failed = error
             self.watch.failed(error)
             if not self.started.done():
                 self.started.set_exception(error)
@@ -109,13 +110,14 @@ class Drive:
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
         finally:
             self.ended = True
-            self._leave_unanswered()
+            self._leave_unanswered(failed)
 
-    def _leave_unanswered(self) -> None:
+    def _leave_unanswered(self, failed: Exception | None) -> None:
+        if failed is None or isinstance(failed, StartRejected):  # why its start was refused is no answer to others
+            failed = LetGo(f"saga {self.saga_id}: this process let it go before it took that up; try again")
         for happening in self._inbox:
             if happening.answer is not None and not happening.answer.done():
-                words = f"saga {self.saga_id}: this process let it go before it took that up; try again"
-                happening.answer.set_exception(LetGo(words))
+                happening.answer.set_exception(failed)
                 happening.answer.exception()  # seen: nobody may wait for it any more
 
     def _is_durable(self) -> None:
@@ -234,9 +236,12 @@ class Drive:
             late += await self._runs.rest()
             self._inbox[:0] = [one for one in late if isinstance(one.event, e.StepReplied) or one.answer is not None]
             return True
-        except Exception:
-            await self._runs.rest()
-            await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
+        except BaseException as error:
+            if happening is not None:
+                self._inbox.insert(0, happening)  # whoever asked that is told, whatever became of it
+            if isinstance(error, Exception):
+                await self._runs.rest()
+                await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
             raise
         finally:
             self._runs.cancel()

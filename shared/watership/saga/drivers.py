@@ -108,7 +108,10 @@ class Drivers:
         return drive
 
     async def ask(self, job: Job, saga_id: uuid.UUID, event: e.Event, cause: str) -> str | None:
-        """Gives a saga that exists an event; once that is on record, why it was refused, or None."""
+        """Gives a saga that exists an event; once that is on record, why it was refused, or None.
+
+        Raises what kept it from being recorded: the store is away, a newer version wrote the saga.
+        """
         while True:
             drive = self._drive_of(saga_id, job)
             answer = drive.request(event, cause)
