@@ -12,7 +12,7 @@ import logging
 import uuid
 
 from watership import codec
-from watership.errors import LeaseLost, SagaNotFound, SagaPruned, StartRejected
+from watership.errors import LeaseLost, SagaNotFound, SagaPruned
 from watership.machine import events as e
 from watership.machine.apply import apply
 from watership.machine.changes import CompensationBegan
@@ -20,9 +20,9 @@ from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
-from watership.saga.job import FOLLOW_EVERY_MS, Job, LetGo, Seat, Start
+from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
 from watership.saga.pruned import why_gone
-from watership.saga.runs import Happening, Runs, run_action
+from watership.saga.runs import Happening, Runs, keep_unrecorded, leave_unanswered, run_action
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
@@ -110,15 +110,8 @@ class Drive:
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
         finally:
             self.ended = True
-            self._leave_unanswered(failed)
-
-    def _leave_unanswered(self, failed: Exception | None) -> None:
-        if failed is None or isinstance(failed, StartRejected):  # why its start was refused is no answer to others
-            failed = LetGo(f"saga {self.saga_id}: this process let it go before it took that up; try again")
-        for happening in self._inbox:
-            if happening.answer is not None and not happening.answer.done():
-                happening.answer.set_exception(failed)
-                happening.answer.exception()  # seen: nobody may wait for it any more
+            leave_unanswered(self.saga_id, self._inbox, failed)
+            await keep_unrecorded(self._storage, self.saga_id, self._inbox)
 
     def _is_durable(self) -> None:
         if not self.started.done():
@@ -142,9 +135,9 @@ class Drive:
         return lease
 
     async def _join(self, start: Start | None) -> Lease | None:
-        """Follows a saga that exists until its lease is ours; None once it is over, or we are stopping."""
+        """Follows a saga that exists until its lease is ours; None once it is over, or we are stopping and owe nothing."""
         poll_ms = self._seat.follow_every_ms
-        while not self._stopping:
+        while not self._stopping or self._owes:
             self._wake.clear()
             record = await self._storage.load(self.saga_id)
             if record is None:
@@ -183,6 +176,11 @@ class Drive:
             await self._clock.wait(self._wake, timeout_ms=max(wait_ms, 1))
         return None
 
+    @property
+    def _owes(self) -> bool:
+        """Something ran here, and that is not on record: nobody leaves before it is (law 6)."""
+        return any(happening.execution is not None for happening in self._inbox)
+
     async def _asleep_ms(self, state: SagaState) -> int:
         """How long a saga only waits for its moment; 0: it does not."""
         return state.due_at_ms - await self._storage.now_ms() if state.sleeps and state.due_at_ms is not None else 0
@@ -220,12 +218,14 @@ class Drive:
         try:
             released = False
             while not released:
-                if self._stopping and not self._runs:  # whoever recovers it need not wait for the lease to run out
-                    await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 0))
-                    return False
+                if self._stopping and not self._runs and not self._owes:
+                    if not await self._hand_over(lease):
+                        return False
+                    break
                 happening = await self._next()
                 if happening is not None:
                     released = await self._follow(lease, happening)
+                    happening = None  # on record
                 elif self._asleep:
                     await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 1))
                     return True
@@ -238,9 +238,9 @@ class Drive:
             return True
         except BaseException as error:
             if happening is not None:
-                self._inbox.insert(0, happening)  # whoever asked that is told, whatever became of it
+                self._inbox.insert(0, happening)  # it is not on record: told to who asked, or kept in the ledger
             if isinstance(error, Exception):
-                await self._runs.rest()
+                self._inbox += await self._runs.rest()
                 await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
             raise
         finally:
@@ -249,6 +249,19 @@ class Drive:
         if self._inbox:
             return True
         self._tell_end(self._state)
+        return False
+
+    async def _hand_over(self, lease: Lease) -> bool:
+        """Gives the lease up, so that nobody waits for it to run out, with what was never begun marked as such.
+
+        Whether the saga is over with that.
+        """
+        while unbegun := [one for one in self._unbegun() if not one[2].doubtful]:
+            name, action, state = unbegun[0]
+            event = e.DispatchPutOff(name, action, state.attempt)
+            if await self._follow(lease, Happening(event, f"put_off:{name}:{action}:{state.attempt}")):
+                return True
+        await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 0))
         return False
 
     async def _next(self) -> Happening | None:
@@ -261,7 +274,7 @@ class Drive:
             return self._inbox.pop(0)
         if not self._runs and self._state.rests:
             return Happening(e.TimePassed(), "time")  # nothing follows: `_follow` gives the lease up
-        unbegun = self._unbegun()
+        unbegun = self._unbegun() if not self._stopping else []
         for name, action, state in unbegun:
             if action is Action.ACT and self._state.status is Status.COMPENSATING:
                 return Happening(e.DispatchWithdrawn(name, action, state.attempt), "overtaken")  # never run here
@@ -271,8 +284,8 @@ class Drive:
         return await self._wait(self._timer_ms())  # a signal, a cancel or the deadline may come meanwhile
 
     def _unbegun(self) -> list[tuple[str, Action, ActionState]]:
-        """What is awaited and does not run yet; nothing if the saga is parked, or we are stopping."""
-        if self._state.parked_reason is not None or self._stopping:
+        """What is awaited and does not run yet; nothing if the saga is parked."""
+        if self._state.parked_reason is not None:
             return []
         return [
             (name, action, state)
