@@ -23,6 +23,7 @@ from watership.machine.state import Action, ActionState, Phase, SagaState, Statu
 from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
 from watership.saga.pruned import why_gone
 from watership.saga.runs import Happening, Runs, keep_unrecorded, leave_unanswered, run_action
+from watership.saga.signals import within_limits
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
@@ -334,7 +335,8 @@ class Drive:
     async def _follow(self, lease: Lease, happening: Happening) -> bool:
         """Asks the machine, writes what it decided, and only then goes on. Whether that gave the lease up."""
         now_ms = self._now_ms()
-        reaction = react(self._plan, self._state, happening.event, now_ms)
+        event = within_limits(self._plan, self._state, happening.event)
+        reaction = react(self._plan, self._state, event, now_ms)
         released = reaction.state.rests and not self._runs
         if reaction.ledger is not None:
             cause = codec.dumps({"cause": happening.cause}).decode()
