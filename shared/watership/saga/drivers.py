@@ -203,7 +203,7 @@ class Drivers:
 
     async def _recover_signals(self) -> None:
         """Signals that came while their saga was being made, by a process that did not live to see it."""
-        for signal in await self.storage.early_signals():
+        for signal in await self.storage.early_signals(names=list(self._jobs)):
             record = await self.storage.load(signal.saga_id)
             job = self._jobs.get(record.state.name) if record is not None else None
             if job is not None:
