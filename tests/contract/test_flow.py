@@ -97,6 +97,21 @@ async def test_a_member_that_fails_has_the_others_undone(mediator: SagaMediator)
     assert sorted(CALLS) == ["act A", "act B", "compensate B"]
 
 
+async def test_a_group_that_writes_more_than_the_context_holds_is_undone(
+    mediator: SagaMediator, storage: SagaStorage
+) -> None:
+    """Each member's changes are within the limit, as it sees the context; together they are not (law 10)."""
+    large = "n" * (codec.CONTEXT_BYTES_MAX * 2 // 3)
+
+    HOOKS["act A"] = lambda context: setattr(context, "order_id", large)
+    HOOKS["act B"] = lambda context: setattr(context, "approval", Approval(large))
+    result = await mediator.run(Order(), timeout_s=WITHIN_S)
+    assert result.compensated
+    assert "the context's size in bytes" in str(result.error)
+    assert sorted(CALLS) == ["act A", "act B", "compensate A", "compensate B"]
+    assert len(codec.dumps((await storage.load(result.saga_id)).state.context)) < codec.CONTEXT_BYTES_MAX  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("when", ["before the saga", "before the wait"])
 async def test_an_early_signal_is_kept(mediator: SagaMediator, when: str) -> None:
     saga_id, gate = uuid.uuid4(), Gate("act A")

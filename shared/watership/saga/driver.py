@@ -21,9 +21,9 @@ from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
 from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
+from watership.saga.limits import within_limits
 from watership.saga.pruned import why_gone
 from watership.saga.runs import Happening, Runs, keep_unrecorded, leave_unanswered, run_action
-from watership.saga.signals import within_limits
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from typing import Any
 
@@ -12,8 +11,6 @@ from pydantic_core import PydanticSerializationError
 from watership import codec
 from watership.errors import InvalidPayload
 from watership.machine import events as e
-from watership.machine.plan import Plan
-from watership.machine.state import SagaState
 from watership.saga.compile import Definition
 from watership.saga.models import shape_of
 from watership.saga.storage.protocol import EarlySignal
@@ -40,14 +37,3 @@ def signal_event(definition: Definition, signal: EarlySignal) -> e.SignalReceive
     if wait is not None and wait.into is not None:
         trouble = shape_of(definition.context_type).trouble_with(wait.into, signal.data)
     return e.SignalReceived(signal.name, signal.data, trouble)
-
-
-def within_limits(plan: Plan | None, state: SagaState, event: e.Event) -> e.Event:
-    """The event; if it is a signal whose data has no room in the saga's context as it stands, with that trouble."""
-    if plan is None or not isinstance(event, e.SignalReceived) or event.trouble is not None:
-        return event
-    wait = plan.waits.get(event.name)
-    if wait is None or wait.into is None:
-        return event
-    over = codec.over_the_limit(state.context, {wait.into: event.data}, what=wait.into)
-    return dataclasses.replace(event, trouble=str(over)) if over is not None else event
