@@ -17,8 +17,8 @@ ARGS ?=
 
 help: ## Say what there is
 	@echo "make demo    500 orders on an embedded database, one kill -9, no server: under a minute"
-	@echo "make check   linters, types and all tests that need no server: under a minute"
-	@echo "make test    everything, on a real RabbitMQ and a real PostgreSQL: found on this host, or brought up"
+	@echo "make check   linters, types and the fast tests that need no server: a minute or two"
+	@echo "make test    everything, in about ten minutes, on a real RabbitMQ and a real PostgreSQL: found on this host, or brought up"
 	@echo "make test-containers   docker-compose.yml as it stands: needs a Docker engine with Compose v2"
 	@echo "make chaos   twenty minutes of all faults at once, on private servers: --minutes 5 --seed 7 --only broker"
 	@echo "make bench   throughput over RabbitMQ and PostgreSQL"

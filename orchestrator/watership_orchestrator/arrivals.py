@@ -10,7 +10,7 @@ from typing import Any
 
 from watership import codec
 from watership.machine.plan import Plan
-from watership.machine.state import SagaState
+from watership.machine.state import SagaState, Status
 from watership.messages import AdminRequest, ErrorOnWire, ReplyOutcome, Signal, StartSaga, StepReply
 
 UNREADABLE = (
@@ -107,9 +107,15 @@ class Plans:
         return self.newest.get(start.saga)
 
     def of(self, state: SagaState) -> Plan | None:
-        """The plan that a saga is pinned to (law 7), or may be pinned to now."""
+        """The plan that a saga is pinned to (law 7), or may be pinned to now.
+
+        Raises LookupError if one that is under way has none: without it, nothing that it did could be undone.
+        """
         if state.plan_hash is not None:
-            return self.by_hash.get(state.plan_hash)
+            found = self.by_hash.get(state.plan_hash)
+            if found is None and state.status in (Status.RUNNING, Status.COMPENSATING):
+                raise LookupError(f"saga {state.saga_id}: its plan {state.plan_hash} is not there, or cannot be read")
+            return found
         return self.newest.get(state.name)
 
 

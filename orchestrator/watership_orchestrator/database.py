@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from watership.errors import ConfigurationError
 from watership.saga.storage import migrations
+from watership.saga.storage.engines import parse_url
 from watership.saga.storage.trouble import Trouble, trouble_of
 
 # So that one that is stopped in the middle of a batch holds up nobody for long.
@@ -22,10 +22,7 @@ SERVER_SETTINGS = {
 
 def open_database(url: str) -> AsyncEngine:
     """An engine on Postgres; it connects at first use. Raises `ConfigurationError`."""
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise ConfigurationError(f"the database URL cannot be read: {error}") from error
+    parsed = parse_url(url)
     if parsed.drivername != "postgresql+asyncpg":
         raise ConfigurationError(
             f"the services need PostgreSQL, as postgresql+asyncpg://…; the database URL says {parsed.drivername}"
@@ -45,6 +42,11 @@ async def check_database(database: AsyncEngine) -> None:
     differences = await migrations.check(database.url)
     if differences:
         raise ConfigurationError(f"the database is not ready: {differences[0]} (`watership db check` tells all)")
+
+
+def is_too_long(error: Exception) -> bool:
+    """Whether the server gave a statement up for its time: half of the work may go through."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "57014"
 
 
 def is_passing(error: Exception) -> bool:

@@ -18,8 +18,9 @@ from watership.errors import SagaConflict, StoreUnavailable
 from watership.messages import AdminRequest, StartSaga
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Waiting
-from watership_orchestrator.database import is_passing
+from watership_orchestrator.database import is_passing, is_too_long
 from watership_orchestrator.judgement import Judgement, NeedsHistory, judge
+from watership_orchestrator.kept_signals import put_first
 from watership_orchestrator.ports import PlanShelf, SagaBatch, SagaStore
 from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
 
@@ -73,6 +74,7 @@ class _Work:
     result: BatchResult = dataclasses.field(default_factory=BatchResult)
     poison: dict[uuid.UUID, tuple[list[Arrival], Exception]] = dataclasses.field(default_factory=dict)
     told: dict[Waiting, str] = dataclasses.field(default_factory=dict)
+    added: set[int] = dataclasses.field(default_factory=set)  # arrivals that the batch found itself, by id()
 
     def is_poison(self, saga_id: uuid.UUID, error: Exception) -> None:
         """Takes a saga out of the transaction."""
@@ -104,10 +106,10 @@ class Decider:
                     work, judgements, plans = await self._judge_and_write(batch, arrivals)
                 return self._decided(work, judgements, plans, began_s)
             except Exception as error:  # told apart here: the database's state, or this batch's own fault
+                groups = list(_by_saga(arrivals).values())
+                if len(groups) > 1 and (is_too_long(error) or not is_passing(error)):
+                    break
                 if not is_passing(error):
-                    groups = list(_by_saga(arrivals).values())
-                    if len(groups) > 1:
-                        break
                     work = await self._alone(arrivals, error)
                     return self._decided(work, [], await self._plans.get((), ()), began_s)
                 for arrival in arrivals:
@@ -199,6 +201,9 @@ class Decider:
         for saga_id in batch.newer:
             result.newer.extend(by_saga.pop(saga_id))
         tombstones = await self._unknown(batch, work, stored)
+        put_off, work.added = await put_first(batch, by_saga, stored)
+        for saga_id in put_off:
+            result.again.extend(by_saga.pop(saga_id))
         plans = await self._plans_for(stored.values(), arrivals)
         judgements = await self._judge_all(batch, work, stored, plans, tombstones)
         judgements = await self._write(batch, judgements, work, plans)
@@ -206,7 +211,7 @@ class Decider:
             (arrival.row, judgement.told[id(arrival)])
             for judgement in judgements
             for arrival in by_saga[judgement.saga_id]
-            if arrival.row is not None
+            if arrival.row is not None and id(arrival) in judgement.told
         )
         if work.told:
             await batch.done(work.told)
@@ -306,7 +311,7 @@ class Decider:
             if tombstone is not None and tombstone.ours:
                 pruned.append(judge(saga_id, None, group, plans, batch.now_ms, tombstone=tombstone))
             elif tombstone is None and existing.get(saga_id, True):
-                work.result.again.extend(group)
+                work.result.again.extend(arrival for arrival in group if id(arrival) not in work.added)
             else:
                 await self._refuse_foreign(batch, group, work)
         return pruned

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-from watership import codec
-from watership.messages import Signal
 from watership_orchestrator.arrivals import Arrival, Waiting
 from watership_orchestrator.engine import Engine
+from watership_orchestrator.kept_signals import arrival_of
 from watership_orchestrator.ports import SagaStore
 
 
@@ -25,12 +24,9 @@ class EarlySignals:
         found = await self._store.signals(limit)
         for kept in found:
             try:
-                data = codec.loads(kept.data)
+                arrivals.append(arrival_of(kept))
             except json.JSONDecodeError as error:  # nobody of ours wrote it
                 unreadable[kept.row] = f"it cannot be read: {error}"
-                continue
-            signal = Signal(saga_id=kept.saga_id, name=kept.name, signal_id=kept.signal_id, data=data)
-            arrivals.append(Arrival(kept.saga_id, signal, row=kept.row))
         if unreadable:
             await self._store.rows_done(unreadable)
         if arrivals:

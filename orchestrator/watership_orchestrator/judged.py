@@ -9,7 +9,7 @@ from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendComma
 from watership.machine.state import Action, SagaState, Status
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.arrivals import Rejection
-from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_in_doubt
+from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, events_reason, is_events, is_in_doubt
 from watership_orchestrator.waiting import WaitingSignal
 
 
@@ -43,6 +43,16 @@ class Judgement:
         """Something must be written."""
         return bool(self.entries)
 
+    def came_since(self, entries: int, ledger: int, rejections: int) -> str:
+        """What came of a row, in words: there were so many of each before it."""
+        if len(self.rejections) > rejections:
+            return f"refused: {self.rejections[-1].reason}"
+        if len(self.ledger) > ledger:
+            return f"in the ledger: {self.ledger[-1][0]}"
+        if len(self.entries) > entries:
+            return f"applied: entry {self.entries[-1].seq} of the saga's log"
+        return "it changes nothing: the saga has it already"
+
     def owed_reason(self) -> str | None:
         """Why the row owes something from this commit on; None: nothing, or its message brings it back."""
         by_message = self.by_message and not self.unbacked
@@ -56,7 +66,9 @@ class Judgement:
         forgotten = self.awaited_before.intersection(awaited_commands(self.state)).difference(sends)
         ended = self.state.status.terminal or self.state.parked_reason is not None
         told = any(isinstance(notice, NotifyEnd | NotifyParked) for notice in self.notices)
-        return self.owed_before if forgotten or (ended and not told) else None
+        if forgotten or (ended and not told):
+            return self.owed_before
+        return events_reason("they were owed with a command that has been answered since") if self.state.emits else None
 
     @property
     def settles(self) -> bool:

@@ -91,20 +91,15 @@ class _Judge:
             self.it.by_message = self.it.by_message or arrival.message is not None
             self._judge(arrival)
             return
-        self.it.unbacked = True
         entries, ledger, refused = len(self.it.entries), len(self.it.ledger), len(self.it.rejections)
+        early = len(self.it.early)
         self._judge(arrival)
+        if len(self.it.early) > early:
+            return  # its saga does not run yet: the row stays
+        self.it.unbacked = True
         if len(self.it.entries) > entries and arrival.mark is not None:
             self._leave(arrival.mark)
-        self.it.told[id(arrival)] = (
-            f"refused: {self.it.rejections[-1].reason}"
-            if len(self.it.rejections) > refused
-            else f"in the ledger: {self.it.ledger[-1][0]}"
-            if len(self.it.ledger) > ledger
-            else f"applied: entry {self.it.entries[-1].seq} of the saga's log"
-            if len(self.it.entries) > entries
-            else "it changes nothing: the saga has it already"
-        )
+        self.it.told[id(arrival)] = self.it.came_since(entries, ledger, refused)
 
     def _judge(self, arrival: Arrival) -> None:
         message = arrival.message
@@ -204,13 +199,12 @@ class _Judge:
         if arrival.expired and (step is None or not step.of(reply.action).answered(reply.attempt)):
             return  # waiting in a queue is no outcome: the reaper sends the attempt again
         cause = f"{'not_served' if not_served else 'reply'}:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
-        known, awaited = False, state.awaits(reply.step, reply.action, reply.attempt)
-        if not awaited:
-            known = self._knows(cause)
-            if known:
-                if arrival.again:
-                    self._owed_again(cause)
-                return
+        awaited = state.awaits(reply.step, reply.action, reply.attempt)
+        # A refusal that came before says nothing of a delivery since: the same attempt may have been sent anew, and run.
+        if (not awaited or not_served) and self._knows(cause):
+            if arrival.again:
+                self._owed_again(cause)
+            return
         if not_served:
             self._follow(plan, _not_served(reply, self.now_ms), cause)
             return
@@ -226,9 +220,8 @@ class _Judge:
             reply.response,
             failure,
             reply.redelivered,
-            known,
-            reply.certain,
-            tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
+            certain=reply.certain,
+            events=tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
         )
         reaction = self._follow(plan, event_, arrival.mark.cause if arrival.mark is not None else cause)
         if not awaited:

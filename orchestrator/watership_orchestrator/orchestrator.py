@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from watership.bus.protocol import Bus, Delivery, Message, Subscription
 from watership.bus.topology import Topology
@@ -86,7 +87,8 @@ class Orchestrator:
         """Connects, declares the namespace's exchanges and queues, and consumes."""
         await patiently(self.name, self._backing.check, self._chance)
         await patiently(self.name, self._bus.open, self._chance)
-        await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
+        exchanges, queues = self._topology.exchanges(), self._topology.orchestrator_queues()
+        await patiently(self.name, lambda: self._bus.declare(exchanges, queues), self._chance)
         prefetch = self._settings.prefetch
         for key, handler in (
             ("replies", self._inbox.put_reply),
@@ -95,8 +97,8 @@ class Orchestrator:
             ("control", self._on_control),
             ("dead", self._dead_intake.put),
         ):
-            queue = self._topology.queue_name(key)
-            self._subscriptions.append(await self._bus.consume(queue, prefetch=prefetch, on_delivery=handler))
+            consume = partial(self._bus.consume, self._topology.queue_name(key), prefetch=prefetch, on_delivery=handler)
+            self._subscriptions.append(await patiently(self.name, consume, self._chance))
 
     async def run(self) -> None:
         """Batches, one after the other. A cancellation waits for the batch in hand."""
@@ -197,6 +199,10 @@ class Orchestrator:
             message = read(delivery.type, delivery.body)
         except (InvalidPayload, LimitExceeded) as error:
             await self._refuse(delivery, error)
+            return None
+        except Exception as error:  # a bug of ours; but a message that ends its reader would end every one, in turn
+            log.exception("a message on %s cannot be read", delivery.queue)
+            await self._refuse(delivery, InvalidPayload(f"it cannot be read: {type(error).__name__}: {error}"))
             return None
         if not isinstance(message, self._judged[delivery.queue]):
             await self._refuse(delivery, InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}"))

@@ -75,6 +75,9 @@ class SagaBatch(Protocol):
     async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
         """Keeps signals for sagas that do not run (yet): once each, whatever how often they come."""
 
+    async def early_signals(self, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
+        """What is kept for these sagas, oldest first. It locks nothing."""
+
     async def looked(self, ids: Collection[uuid.UUID]) -> None:
         """The reaper looked, and nothing was due: the next look is at the true deadline."""
 

@@ -53,7 +53,8 @@ class Reaper:
         """Connects. It consumes nothing."""
         await patiently(self.name, self._backing.check, self._chance)
         await patiently(self.name, self._bus.open, self._chance)
-        await self._bus.declare(self._topology.exchanges(), self._topology.orchestrator_queues())
+        exchanges, queues = self._topology.exchanges(), self._topology.orchestrator_queues()
+        await patiently(self.name, lambda: self._bus.declare(exchanges, queues), self._chance)
 
     async def run_once(self) -> int:
         """Looks at everything that is due now, and judges all rows that wait for it; how many sagas were looked at.

@@ -33,7 +33,9 @@ class Starts:
             return 0
         refused = await self._keep_plans(rows)
         result = await self._engine.process([arrival_of(row, refused.get(row.start_id)) for row in rows])
-        later = [arrival.row for arrival in (*result.again, *result.redeliver) if arrival.row is not None]
+        later = [
+            arrival.row for arrival in (*result.again, *result.redeliver, *result.newer) if arrival.row is not None
+        ]
         if later:  # their ids are locked elsewhere just now; of those that are taken up, it changes nothing
             await self._store.put_off_rows(later)
         return len(rows)

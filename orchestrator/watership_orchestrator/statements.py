@@ -46,6 +46,10 @@ INSERT = sa.text(
     f"AND {_FREE_TO_MAKE} "
     "ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
 )
+UNMAKE = sa.text(
+    "DELETE FROM watership_saga s USING watership_tombstone t WHERE s.saga_id = t.saga_id "
+    "AND s.saga_id = ANY(CAST(:ids AS uuid[])) RETURNING s.saga_id"
+)
 # wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked
 # (`looked`), or nothing is to be waited for any more. So an update on the hot path stays heap-only.
 UPDATE = sa.text(

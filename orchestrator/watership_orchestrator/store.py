@@ -141,7 +141,9 @@ class Batch:
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
         )
-        return set((await self._run(sql.INSERT, **values)).scalars())
+        made = set((await self._run(sql.INSERT, **values)).scalars())
+        # The statement may have waited, and seen nothing of what was pruned meanwhile: a new one sees that (law 11).
+        return made - set((await self._run(sql.UNMAKE, ids=sorted(made))).scalars()) if made else made
 
     async def update(self, rows: Sequence[ChangedRow]) -> None:
         """Writes sagas that moved; their rows are locked."""
@@ -217,6 +219,10 @@ class Batch:
         """Keeps signals for sagas that do not exist (yet): once each, whatever how often they come."""
         if signals:
             await waiting.keep_signals(self._connection, self._namespace, signals)
+
+    async def early_signals(self, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
+        """What is kept for these sagas, oldest first. It locks nothing."""
+        return await waiting.signals_of(self._connection, self._namespace, ids)
 
     async def looked(self, ids: Collection[uuid.UUID]) -> None:
         """The reaper looked, and nothing was due: the next look is at the true deadline."""

@@ -31,6 +31,10 @@ _SIGNALS = sa.text(
     "AND EXISTS (SELECT FROM watership_saga s WHERE s.saga_id = g.saga_id AND s.namespace = g.namespace "
     "AND s.driver = g.driver AND s.status <> 'PENDING') ORDER BY g.at_ms LIMIT :limit FOR UPDATE SKIP LOCKED"
 )
+_SIGNALS_OF = sa.text(
+    "SELECT saga_id, signal_id, name, data, at_ms FROM watership_signal WHERE namespace = :namespace "
+    "AND driver = 'orchestrator' AND saga_id = ANY(CAST(:ids AS uuid[])) ORDER BY at_ms, signal_id"
+)
 _LETTER = "id, queue, reason, kind, message_id, saga_id, reply_to, headers, body, actor, actor_reason"
 _LETTERS = sa.text(
     f"SELECT {_LETTER} FROM watership_dead_letter "  # noqa: S608 - names of our own
@@ -162,6 +166,12 @@ async def starts(connection: AsyncConnection, namespace: str, limit: int) -> lis
 async def signals(connection: AsyncConnection, namespace: str, limit: int) -> list[WaitingSignal]:
     """Signals whose saga runs by now, oldest first."""
     rows = await connection.execute(_SIGNALS, {"namespace": namespace, "limit": limit})
+    return [WaitingSignal(**{**row, "saga_id": _plain(row["saga_id"])}) for row in rows.mappings()]
+
+
+async def signals_of(connection: AsyncConnection, namespace: str, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
+    """The signals that are kept for these sagas, oldest first."""
+    rows = await connection.execute(_SIGNALS_OF, {"namespace": namespace, "ids": sorted(ids)})
     return [WaitingSignal(**{**row, "saga_id": _plain(row["saga_id"])}) for row in rows.mappings()]
 
 

@@ -51,6 +51,8 @@ def decode(body: bytes, *, what: str, bytes_max: int = MESSAGE_BYTES_MAX) -> Any
             value = json.loads(body)  # slow, and exact: keeps an integer that orjson rounds, so that it can be refused
         except ValueError as error:  # Python refuses to read an integer of thousands of digits at all
             raise InvalidPayload(f"{what} holds an integer over 64 bits: send it as a string") from error
+        except RecursionError as error:
+            raise InvalidPayload(f"{what} is nested deeper than {DEPTH_MAX}") from error
         check(value, what=what)
     return value
 

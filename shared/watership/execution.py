@@ -149,7 +149,8 @@ async def _execute(run: str, step: StepRun, command: Command, hands: Hands) -> E
     try:
         context = _build_context(command, hands)
         shape = shape_of(type(context))
-        inside = HandlerRun(step, context, shape, shape.dump(context), command.context, command.acted)
+        before = shape.dump(context)
+        inside = HandlerRun(step, context, shape, before, command.context, command.acted, shape.strays(context))
     except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet
         return _misfit(run, command, hands, error)
     token = _run.set(inside)

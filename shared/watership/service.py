@@ -7,7 +7,7 @@ import logging
 import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from watership.chance import SYSTEM_CHANCE
 from watership.errors import BrokerUnavailable, StoreUnavailable
@@ -15,6 +15,7 @@ from watership.errors import BrokerUnavailable, StoreUnavailable
 log = logging.getLogger("watership.service")
 
 CONNECT_RETRY_MAX_S = 5.0
+ResultT = TypeVar("ResultT")
 
 
 class Service(Protocol):
@@ -32,22 +33,25 @@ class Service(Protocol):
         """Takes nothing new, finishes what is in hand, closes."""
 
 
-async def patiently(what: str, connect: Callable[[], Awaitable[None]], chance: random.Random = SYSTEM_CHANCE) -> None:
+async def patiently(
+    what: str, connect: Callable[[], Awaitable[ResultT]], chance: random.Random = SYSTEM_CHANCE
+) -> ResultT:
     """Connects, again and again while the other side is not there, and says so. A refusal (a password) is tried, too:
-    it may be mended without us.
+    it may be mended without us. So is all that a service asks for before it is ready: a link may break at any time.
     """
     attempt = 0
     while True:
         try:
-            await connect()
-            if attempt:
-                log.info("%s: connected", what)
-            return
+            result = await connect()
         except (BrokerUnavailable, StoreUnavailable) as error:
             attempt += 1
             wait_s = min(CONNECT_RETRY_MAX_S, 0.25 * 2**attempt) * chance.uniform(0.5, 1.0)
             log.warning("%s; trying again in %.1f s (attempt %d)", error, wait_s, attempt)
             await asyncio.sleep(wait_s)
+        else:
+            if attempt:
+                log.info("%s: connected", what)
+            return result
 
 
 async def serve(service: Service, *, drain_s: float) -> None:

@@ -16,15 +16,30 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WATERSHIP_", env_file=".env", extra="ignore")
 
-    broker_url: str | None = None
-    database_url: str | None = None
-    namespace: str = pydantic.Field(default="watership", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_\-]+$")
+    broker_url: str | None = pydantic.Field(
+        default=None, description="the broker: amqp://user:password@host:5672/vhost"
+    )
+    database_url: str | None = pydantic.Field(
+        default=None, description="the database: postgresql+asyncpg://user:password@host/name"
+    )
+    namespace: str = pydantic.Field(
+        default="watership",
+        min_length=1,
+        max_length=100,
+        pattern=r"^[A-Za-z0-9_\-]+$",
+        description="which system on a shared broker and database",
+    )
     prefetch: int = pydantic.Field(default=500, ge=1, le=2000, description="messages in hand, per queue")
     batch_size_max: int = pydantic.Field(default=200, ge=1, le=2000, description="arrivals in one transaction")
     concurrency: int = pydantic.Field(default=50, ge=1, le=2000, description="handlers at once, per worker")
     reap_every_s: float = pydantic.Field(default=1.0, gt=0, description="how often a reaper looks")
     reap_batch_max: int = pydantic.Field(default=200, ge=1, le=2000, description="sagas in one look")
-    announce_every_s: float = pydantic.Field(default=60.0, gt=0, description="how often a worker says what it serves")
+    announce_every_s: float = pydantic.Field(
+        default=60.0,
+        gt=0,
+        le=60.0,
+        description="how often a worker says what it serves; one that is not heard of for three minutes is gone",
+    )
     dead_letter_retention_s: float = pydantic.Field(
         default=604_800.0,
         ge=0,
@@ -55,5 +70,9 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
-        problems = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+        problems = "; ".join(f"{_variable(item['loc'])}={item['input']!r}: {item['msg']}" for item in error.errors())
         raise ConfigurationError(f"settings: {problems}") from error
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    return f"WATERSHIP_{'.'.join(str(part) for part in place).upper()}"

@@ -102,6 +102,7 @@ def test_a_saga_is_started_watched_listed_and_shown(command: Command, services: 
     assert "no saga has the id" in command.bad("show", str(uuid.uuid4()))
     refused = command.bad("start", "PurchaseSaga", "--context", '{"order": 7}', "--watch")
     assert "does not fit its schema" in refused
+    assert "waits for no signal 'approval'; its signals: none" in command.bad("signal", saga_id, "approval")
 
 
 def test_a_file_of_contexts_starts_many(command: Command, services: Callable[[], None], tmp_path: Path) -> None:

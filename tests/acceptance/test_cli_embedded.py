@@ -183,7 +183,7 @@ import json, pathlib, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"aio_pika", "aiormq", "asyncpg", "jsonschema_rs", "structlog", "di", "dishka"}:
+        if name.split(".")[0] in {"aio_pika", "aiormq", "asyncpg", "jsonschema_rs", "di", "dishka"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())

@@ -12,6 +12,7 @@ import pytest
 
 from watership.saga.storage import migrations
 
+from tests.support.command import Command
 from tests.support.processes import ROOT
 
 PATIENCE_S = 60
@@ -69,6 +70,20 @@ async def test_a_signal_to_another_process_ends_it(saga_database: str, tmp_path:
     await program.killed_while_it_waits()
     assert await program.told("signal") == "COMPLETED"
     assert program.journal.read_text().splitlines() == ["act:Ask", "act:Ship for ann"]
+
+
+async def test_a_signal_from_the_command_line_ends_it(saga_database: str, tmp_path: Path) -> None:
+    program = Program(saga_database, tmp_path / "journal", wait_s=3600)
+    await program.killed_while_it_waits()
+    command = Command(tmp_path, {"WATERSHIP_DATABASE_URL": saga_database})
+    signal = ("signal", str(program.saga_id), "approval")
+    sent = await asyncio.to_thread(command.good, *signal, "--data", '{"by": "bob"}')
+    assert "takes it within seconds" in sent.out
+    assert await program.told("watch") == "COMPLETED"
+    assert program.journal.read_text().splitlines() == ["act:Ask", "act:Ship for bob"]
+    refused = await asyncio.to_thread(command.run, *signal)
+    assert refused.code == 1
+    assert "waits for nothing: it is COMPLETED" in refused.err
 
 
 async def test_its_time_out_is_kept_by_another_process(saga_database: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make chaos", description="All faults at once, on private servers.")
     parser.add_argument("--minutes", type=float, default=20.0, help="how long faults are made (20)")
-    parser.add_argument("--sagas", type=int, help="how many are started in that time (1,000 a minute)")
+    parser.add_argument("--sagas", type=int, help="how many are started in that time (1,050 a minute)")
     parser.add_argument("--seed", type=int, help="of the load and the strikes; another one each time")
     parser.add_argument("--only", action="append", choices=GROUPS, default=[], help="these groups of faults only")
     parser.add_argument("--keep", type=Path, help="a directory for the processes' logs")
@@ -45,10 +45,12 @@ async def chaos(given: argparse.Namespace, guardian: Guardian) -> Outcome:
     options = Options(
         seed=seed,
         faults_s=given.minutes * 60,
-        sagas=given.sagas or round(given.minutes * 1_000),
+        sagas=given.sagas or round(given.minutes * 1_050),
         cast=CAST,
         only=tuple(given.only),
-        queue_within_s=15.0,
+        drain_within_s=180.0,
+        # Longer than the backlog of a loaded machine: else all that waits is sent again and again, and waits longer.
+        queue_within_s=45.0,
     )
     directory = given.keep or Path(tempfile.mkdtemp(prefix="watership-chaos-logs-"))
     directory.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from watership.machine.changes import LateAct, Overdue, Resent
+from watership.machine.changes import Elapsed, LateAct, Overdue, PivotReached, Resent, Signalled, Verified
 
-from tests.chaos.evidence import Evidence
-from tests.chaos.laws import LAWS, Breach, end_of, unreported
+from tests.chaos.evidence import ACCEPTED, Evidence, end_of
+from tests.chaos.laws import LAWS, Breach, unreported
 from tests.chaos.orders import Kind
 from tests.chaos.schedule import Struck
 
@@ -33,6 +33,7 @@ def report(evidence: Evidence, struck: Sequence[Struck], figures: Figures, breac
     lines += _section("faults", _faults(struck))
     ends = Counter(end_of(row) for row in evidence.rows.values())
     lines += _section("sagas", {"started": len(evidence.intents), "confirmed": len(evidence.acks), **ends})
+    lines += _section("flow", _flow(evidence))
     lines += _section("what it took", _efforts(evidence, figures.words))
     drained = f"{figures.drained_s:.1f}" if figures.drained_s is not None else "not drained"
     quiet = {
@@ -47,6 +48,23 @@ def report(evidence: Evidence, struck: Sequence[Struck], figures: Figures, breac
         shown[breach.law] += 1
         if shown[breach.law] <= EXAMPLES_MAX:
             lines.append(f"  {breach.law}: {breach.how}")
+    return "\n".join(lines)
+
+
+def stories(evidence: Evidence, breaches: Sequence[Breach]) -> str:
+    """All that is known of the sagas in which laws were broken: for whoever looks for the cause."""
+    lines = []
+    for saga_id, order in evidence.intents.items():
+        found = [breach for breach in breaches if str(saga_id) in breach.how]
+        if found:
+            lines += [f"{saga_id} {order}", *(f"  {breach.law}: {breach.how}" for breach in found)]
+            for entry in evidence.log.get(saga_id, []):
+                lines.append(f"  #{entry.seq} {entry.at_ms} {entry.cause}")
+                lines += [f"      {change}" for change in entry.changes]
+            lines += [f"  {effect}" for effect in evidence.effects.get(saga_id, [])]
+            lines += [f"  {said}" for said in evidence.said.get(saga_id, [])]
+            lines += [f"  barrier {key[1:]}: {state}" for key, state in evidence.barred.items() if key[0] == saga_id]
+            lines.append(f"  called off: {evidence.called_off.get(saga_id)}")
     return "\n".join(lines)
 
 
@@ -65,10 +83,29 @@ def _faults(struck: Sequence[Struck]) -> dict[str, str]:
     }
 
 
+def _changes(evidence: Evidence) -> Counter[type]:
+    return Counter(type(change) for _, changes in evidence.histories() for change in changes)
+
+
+def _flow(evidence: Evidence) -> dict[str, object]:
+    changes = _changes(evidence)
+    said = [saying.told for sayings in evidence.said.values() for saying in sayings]
+    called_off = list(evidence.called_off.values())
+    return {
+        "signals sent": f"{len(said)}, of them accepted {said.count(ACCEPTED)}, without an answer {said.count(None)}",
+        "signals taken": changes[Signalled],
+        "pauses and waits that ended by time": changes[Elapsed],
+        "pivots reached": changes[PivotReached],
+        "acts that were verified": changes[Verified],
+        "cancels": f"{len(called_off)}, of them accepted {called_off.count(ACCEPTED)}, without an answer {called_off.count(None)}",
+        "rows behind the barrier": ", ".join(
+            f"{n} {state}" for state, n in sorted(Counter(evidence.barred.values()).items())
+        ),
+    }
+
+
 def _efforts(evidence: Evidence, words: Mapping[str, int]) -> dict[str, object]:
-    changes = Counter(
-        type(change) for entries in evidence.log.values() for entry in entries for change in entry.changes
-    )
+    changes = _changes(evidence)
     acts = Counter(
         (saga_id, effect.step)
         for saga_id, effects in evidence.effects.items()

@@ -18,7 +18,7 @@ from tests.chaos.ground import Ground, PrivateGround
 from tests.chaos.guardian import Guardian
 from tests.chaos.laws import Breach, breaches
 from tests.chaos.nemeses import Nemesis, all_nemeses
-from tests.chaos.report import Figures, report
+from tests.chaos.report import Figures, report, stories
 from tests.chaos.schedule import Season, plan
 from tests.chaos.system import System
 
@@ -88,6 +88,8 @@ async def run(
         words = dict(zip(WORDS, system.lines(*WORDS.values()).values(), strict=True))
         fallen = system.fallen()
     found = breaches(evidence)
+    if found:
+        (directory / "breaches.txt").write_text(stories(evidence, found))
     figures = Figures(options.seed, options.faults_s, drained_s, words)
     return Outcome(evidence, found, fallen, drained_s, report(evidence, season.struck, figures, found))
 

@@ -1,182 +1,60 @@
-"""The participants of the chaos runs, and their worker: `watership worker tests.chaos.steps:worker`.
-
-``BOOKS_URL`` names their database. Every effect and its line in the ledger are one transaction. A careful participant
-remembers what it handled in that transaction too; a plain one does what it is told, each time.
-"""
+"""The steps of the chaos runs, their sagas and their worker: `watership worker tests.chaos.steps:worker`."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from typing import Any, ClassVar
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 
-import asyncpg
-
-from watership import (
-    OutcomeUnknown,
-    Response,
-    RetryPolicy,
-    Saga,
-    SagaMap,
-    SagaStepHandler,
-    StepError,
-    StepRun,
-    current_step,
-)
+from watership import Parallel, RetryPolicy, Saga, SagaMap, Sleep, StepRun, Wait
 from watership_worker import Worker
 
-from tests.chaos.orders import CarefulOrder, Kind, Order, PlainOrder, StuckOrder, Trouble
+from tests.chaos.orders import CarefulOrder, FlowOrder, Order, PlainOrder, StuckOrder
+from tests.chaos.participants import Declined, Participant, Undoable, Verifiable
 
-TIMEOUT_S = 2.0
-# Short, so that what was lost is due soon; a long run, which has more waiting in its queues, allows for more.
-QUEUE_WITHIN_S = float(os.environ.get("CHAOS_QUEUE_WITHIN_S", "5"))
-EFFECT = """
-INSERT INTO effect (saga_id, kind, step, action, attempt, idempotency_key, pid) VALUES ($1, $2, $3, $4, $5, $6, $7)
-"""
-HANDLED = """
-INSERT INTO handled (saga_id, step, action, refused) VALUES ($1, $2, $3, $4)
-ON CONFLICT DO NOTHING RETURNING saga_id
-"""
-# A participant that stops in the middle of a transaction must not hold up the others either.
-PATIENCE = {
-    "application_name": "participant",
-    "lock_timeout": "1500ms",
-    "idle_in_transaction_session_timeout": "3000ms",
-    "statement_timeout": "3000ms",
-}
-Connection = Any  # asyncpg's, from its pool
+WAIT_S = 8.0
 
 
-class Declined(StepError):
-    """The step has no effect, and says so."""
-
-    code = "chaos_declined"
-
-
-class Participant(SagaStepHandler[Order, Response]):
-    """One step: ``take`` has its effect, ``give_back`` undoes it, each on a transaction's connection."""
-
-    timeout_s = TIMEOUT_S
-    queue_within_s = QUEUE_WITHIN_S
-    retry = RetryPolicy(max_attempts=4, delay_s=0.2, max_delay_s=1.0)
-    opening: ClassVar[asyncio.Task[Any] | None] = None
-
-    async def act(self, context: Order) -> Response:
-        """Has its effect, and the trouble that the context says."""
-        run = current_step()
-        role = run.step.removeprefix("Plain").removeprefix("Careful").removeprefix("Stuck")
-        trouble = context.trouble if context.trouble_at == role and run.attempt <= context.trouble_runs else ""
-        if trouble == Trouble.FAILS:
-            raise Declined(f"declined at {role}")
-        if trouble == Trouble.UNKNOWN_BEFORE:
-            raise OutcomeUnknown("nothing was done, and nobody can tell")
-        if trouble == Trouble.SLOW_BEFORE:
-            await asyncio.sleep(2 * self.timeout_s)
-        await self._in_one_transaction(run, context)
-        if trouble == Trouble.UNKNOWN_AFTER:
-            raise OutcomeUnknown("it was done, and nobody can tell")
-        if trouble == Trouble.SLOW_AFTER:
-            await asyncio.sleep(2 * self.timeout_s)
-        context.trail.append(role)
-        return Response()
-
-    async def compensate(self, context: Order) -> None:
-        """Undoes it."""
-        await self._in_one_transaction(current_step(), context)
-
-    async def _in_one_transaction(self, run: StepRun, context: Order) -> None:
-        pool = await _pool()
-        try:
-            async with pool.acquire(timeout=1.5) as connection, connection.transaction():
-                if context.kind != Kind.PLAIN and not await _is_new(connection, run):
-                    return
-                if run.action == "act":
-                    await self.take(connection, run, context)
-                else:
-                    await self.give_back(connection, run, context)
-                where = (run.saga_id, context.kind, run.step, run.action, run.attempt, run.idempotency_key)
-                await connection.execute(EFFECT, *where, os.getpid())
-        except (
-            asyncpg.PostgresConnectionError,
-            asyncpg.OperatorInterventionError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-            OSError,
-        ) as error:  # the link may have gone in the middle of the commit
-            raise OutcomeUnknown(f"the participant's database: {type(error).__name__}: {error}") from error
-
-    async def take(self, connection: Connection, run: StepRun, context: Order) -> None:
-        """The effect."""
-        raise NotImplementedError
-
-    async def give_back(self, connection: Connection, run: StepRun, context: Order) -> None:
-        """Its undoing."""
-        raise NotImplementedError
-
-
-async def _is_new(connection: Connection, run: StepRun) -> bool:
-    """Whether this must be done, and is noted as done now. Not a second time; not undone if it never acted (then the act
-    must not come later either); not acted once it is undone."""
-    if run.action == "act":
-        if await connection.fetchval(HANDLED, run.saga_id, run.step, "act", False) is not None:
-            return True
-        refused = "SELECT refused FROM handled WHERE saga_id = $1 AND step = $2 AND action = 'act'"
-        if await connection.fetchval(refused, run.saga_id, run.step):
-            raise Declined("it was undone before it came")
-        return False
-    never_acted = await connection.fetchval(HANDLED, run.saga_id, run.step, "act", True) is not None
-    first = await connection.fetchval(HANDLED, run.saga_id, run.step, "compensate", never_acted) is not None
-    return first and not never_acted
-
-
-async def _pool() -> Any:
-    if Participant.opening is None or (Participant.opening.done() and Participant.opening.exception() is not None):
-        Participant.opening = asyncio.create_task(_open_pool())
-    return await asyncio.shield(Participant.opening)
-
-
-async def _open_pool() -> Any:
-    return await asyncpg.create_pool(
-        os.environ["BOOKS_URL"], min_size=0, max_size=8, timeout=2, command_timeout=4, server_settings=PATIENCE
-    )
-
-
-class Reserve(Participant):
+class Reserve(Undoable):
     """Takes pieces from a shelf."""
 
-    async def take(self, connection: Connection, run: StepRun, context: Order) -> None:
-        await _add(connection, "stock", "pieces", context, -context.pieces)
+    async def take(self, session: AsyncSession, run: StepRun, context: Order) -> None:
+        await _add(session, "stock", "pieces", context, -context.pieces)
 
-    async def give_back(self, connection: Connection, run: StepRun, context: Order) -> None:
-        await _add(connection, "stock", "pieces", context, context.pieces)
+    async def give_back(self, session: AsyncSession, run: StepRun, context: Order) -> None:
+        await _add(session, "stock", "pieces", context, context.pieces)
 
 
-class Charge(Participant):
+class Charge(Undoable):
     """Takes money from an account into the till."""
 
-    async def take(self, connection: Connection, run: StepRun, context: Order) -> None:
-        await _add(connection, "account", "cents", context, -context.cents)
-        await _add(connection, "till", "cents", context, context.cents)
+    async def take(self, session: AsyncSession, run: StepRun, context: Order) -> None:
+        await _add(session, "account", "cents", context, -context.cents)
+        await _add(session, "till", "cents", context, context.cents)
 
-    async def give_back(self, connection: Connection, run: StepRun, context: Order) -> None:
-        await _add(connection, "account", "cents", context, context.cents)
-        await _add(connection, "till", "cents", context, -context.cents)
+    async def give_back(self, session: AsyncSession, run: StepRun, context: Order) -> None:
+        await _add(session, "account", "cents", context, context.cents)
+        await _add(session, "till", "cents", context, -context.cents)
 
 
-class Ship(Participant):
+class Hand(Participant):
     """Hands a parcel over."""
 
-    async def take(self, connection: Connection, run: StepRun, context: Order) -> None:
-        parcel = "INSERT INTO shipment (saga_id, pieces, kind) VALUES ($1, $2, $3)"
-        await connection.execute(parcel, run.saga_id, context.pieces, context.kind)
-
-    async def give_back(self, connection: Connection, run: StepRun, context: Order) -> None:
-        await connection.execute("DELETE FROM shipment WHERE saga_id = $1", run.saga_id)
+    async def take(self, session: AsyncSession, run: StepRun, context: Order) -> None:
+        parcel = sa.text("INSERT INTO shipment (saga_id, pieces, kind) VALUES (:saga_id, :pieces, :kind)")
+        values = {"saga_id": run.saga_id, "pieces": context.pieces, "kind": context.kind}
+        await session.execute(parcel, values)
 
 
-async def _add(connection: Connection, table: str, column: str, context: Order, amount: int) -> None:
-    change = f"UPDATE {table} SET {column} = {column} + $3 WHERE kind = $1 AND shelf = $2"
-    await connection.execute(change, context.kind, context.shelf, amount)
+class Ship(Hand, Undoable):
+    """And gets it back."""
+
+    async def give_back(self, session: AsyncSession, run: StepRun, context: Order) -> None:
+        await session.execute(sa.text("DELETE FROM shipment WHERE saga_id = :saga_id"), {"saga_id": run.saga_id})
+
+
+async def _add(session: AsyncSession, table: str, column: str, context: Order, amount: int) -> None:
+    change = sa.text(f"UPDATE {table} SET {column} = {column} + :amount WHERE kind = :kind AND shelf = :shelf")
+    await session.execute(change, {"amount": amount, "kind": context.kind, "shelf": context.shelf})
 
 
 class CarefulReserve(Reserve):
@@ -216,6 +94,38 @@ class StuckShip(Ship):
     """Always fails: the context says so."""
 
 
+class FlowReserve(Reserve):
+    """Beside the charge."""
+
+    def mark(self, context: Order) -> None:
+        assert isinstance(context, FlowOrder)
+        context.reserved = True
+
+
+class FlowCharge(Charge, Verifiable):
+    """Beside the reservation; can be asked."""
+
+    def mark(self, context: Order) -> None:
+        assert isinstance(context, FlowOrder)
+        context.charged = True
+
+
+class FlowCapture(Verifiable):
+    """The pivot: the money goes where nobody takes it out again. It can decline; else it is tried until it is done."""
+
+    retry = RetryPolicy(max_attempts=10_000, delay_s=0.2, max_delay_s=1.0, non_retryable=(Declined,))
+
+    async def take(self, session: AsyncSession, run: StepRun, context: Order) -> None:
+        await _add(session, "till", "cents", context, -context.cents)
+        await _add(session, "vault", "cents", context, context.cents)
+
+
+class FlowShip(Hand):
+    """Behind the pivot: tried until it is done."""
+
+    retry = RetryPolicy(max_attempts=None, delay_s=0.2, max_delay_s=1.0)
+
+
 PATIENT = RetryPolicy(max_attempts=10_000, delay_s=0.2, max_delay_s=1.0)
 
 
@@ -240,11 +150,26 @@ class StuckSaga(Saga[StuckOrder]):
     compensation_retry = PATIENT
 
 
+class FlowSaga(Saga[FlowOrder]):
+    """All that may stand among steps."""
+
+    steps = [
+        Parallel(FlowReserve, FlowCharge),
+        Wait("approval", into="approval", timeout_s=WAIT_S, on_timeout="compensate", reject_if=("approved", False)),
+        Sleep(0.3, name="cooling off"),
+        FlowCapture,
+        FlowShip,
+    ]
+    pivot = FlowCapture
+    compensation_retry = PATIENT
+
+
 def sagas(mapper: SagaMap) -> None:
     """For `bootstrap` and `Worker`."""
     mapper.bind(CarefulOrder, CarefulSaga)
     mapper.bind(PlainOrder, PlainSaga)
     mapper.bind(StuckOrder, StuckSaga)
+    mapper.bind(FlowOrder, FlowSaga)
 
 
 worker = Worker(sagas_mapper=sagas)

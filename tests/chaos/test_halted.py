@@ -25,7 +25,8 @@ from tests.chaos.ground import GivenGround
 from tests.chaos.halting import POINTS
 from tests.chaos.laws import breaches
 from tests.chaos.orders import CarefulOrder, Kind
-from tests.chaos.steps import QUEUE_WITHIN_S, TIMEOUT_S, sagas
+from tests.chaos.participants import QUEUE_WITHIN_S, TIMEOUT_S
+from tests.chaos.steps import sagas
 from tests.chaos.system import WORKER
 from tests.support.processes import Process, Processes
 from tests.support.proxy import Proxy

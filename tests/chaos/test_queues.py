@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import json
 import uuid
 from collections.abc import Iterator
 
@@ -17,11 +18,12 @@ from docker.errors import DockerException  # type: ignore[import-untyped]
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from watership import Response, Saga, SagaContext, SagaMap, SagaStepHandler
+from watership import Response, Saga, SagaContext, SagaMap, SagaStepHandler, Wait
 from watership.bus.protocol import Fate, Message
 from watership.bus.rabbit import RabbitBus
 from watership.bus.rabbit import bus as bus_module
 from watership.bus.topology import Topology
+from watership.messages import Signal
 from watership_worker import Worker
 
 from tests.chaos.ground import POLICIES, PrivateGround
@@ -48,6 +50,13 @@ class Letter(Parcel):
     """Of the saga that never needs the second queue."""
 
 
+@dataclasses.dataclass
+class SignedParcel(Parcel):
+    """Of the saga that waits for a signal."""
+
+    signature: str = ""
+
+
 class Weigh(SagaStepHandler[Parcel, Response]):
     async def act(self, context: Parcel) -> None:
         context.trail.append("Weigh")
@@ -66,8 +75,13 @@ class LetterSaga(Saga[Letter]):
     steps = [Weigh]
 
 
+class SignedSaga(Saga[SignedParcel]):
+    steps = [Weigh, Wait("signature", into="signature", timeout_s=600.0)]
+
+
 def sagas(mapper: SagaMap) -> None:
     mapper.bind(Parcel, ParcelSaga)
+    mapper.bind(SignedParcel, SignedSaga)
     mapper.bind(Letter, LetterSaga)
 
 
@@ -150,11 +164,11 @@ def rabbitmq_4() -> Iterator[str]:
         yield url
 
 
-async def test_a_start_and_a_reply_survive_a_hundred_cuts(private: PrivateGround, database_url: str) -> None:
+async def test_a_start_a_reply_and_a_signal_survive_a_hundred_cuts(private: PrivateGround, database_url: str) -> None:
     await survive_cuts(private.broker_url, database_url)
 
 
-async def test_a_start_and_a_reply_survive_a_hundred_cuts_on_rabbitmq_4(database_url: str) -> None:
+async def test_a_start_a_reply_and_a_signal_survive_a_hundred_cuts_on_rabbitmq_4(database_url: str) -> None:
     """It counts deliveries, and has a limit of 20 of its own."""
     with rabbitmq_4() as url:
         await survive_cuts(url, database_url)
@@ -165,14 +179,22 @@ async def survive_cuts(url: str, database_url: str, namespace: str = "cuts") -> 
     async with running(url, database_url, namespace) as system:
         await system.orchestrator()  # it makes the queues, and stops
         await system.worker(Worker(sagas_mapper=sagas))
+        signed_id = await system.start("SignedSaga", {})
+        waiting = await system.until(signed_id, step="signature")
     async with running(url, database_url, namespace) as system:
         saga_id = await system.start("ParcelSaga", {})
-        await cut_in_the_hand(url, f"{namespace}.start")
+        await system.send("control", Signal(saga_id=signed_id, name="signature", signal_id="s-1", data="Ann"))
+        await cut_in_the_hand(url, f"{namespace}.start", "start-saga")
+        await cut_in_the_hand(url, f"{namespace}.control", "signal")
         await system.orchestrator()
         await system.until(saga_id, step="Weigh")
+        signed = await system.until(signed_id, status="COMPLETED")
+        assert (json.loads(signed["context"])["signature"], signed["seq"]) == ("Ann", waiting["seq"] + 1), (
+            "it came once"
+        )
     async with running(url, database_url, namespace) as system:
         await system.worker(Worker(sagas_mapper=sagas, only=[Weigh]))  # it replies, and nobody is there to hear it
-        await cut_in_the_hand(url, f"{namespace}.replies")
+        await cut_in_the_hand(url, f"{namespace}.replies", "step-reply")
         await system.orchestrator()
         await system.worker(Worker(sagas_mapper=sagas, only=[Send]))
         await system.until(saga_id, status="COMPLETED")
@@ -180,21 +202,21 @@ async def survive_cuts(url: str, database_url: str, namespace: str = "cuts") -> 
         assert len(log) == 3, "neither came twice"
 
 
-async def cut_in_the_hand(url: str, queue: str) -> None:
-    """The one message of a queue is delivered again and again, and each time the link is cut before it is settled."""
+async def cut_in_the_hand(url: str, queue: str, kind: str) -> None:
+    """The first message of a queue is delivered again and again, and each time the link is cut before it is settled."""
     async with Proxy.for_url(url) as proxy:
         for _ in range(CUTS):
             connection = await asyncio.to_thread(pika.BlockingConnection, pika.URLParameters(proxy.url_for(url)))
-            headers = await asyncio.to_thread(_take, connection, queue)
+            properties = await asyncio.to_thread(_take, connection, queue)
             proxy.cut()
             with contextlib.suppress(pika.exceptions.AMQPError):  # it is cut; but its socket must be closed
                 await asyncio.to_thread(connection.close)
-    assert headers["x-delivery-count"] >= CUTS - 1, headers
+    assert (properties.type, properties.headers["x-delivery-count"] >= CUTS - 1) == (kind, True), properties
 
 
-def _take(connection: pika.BlockingConnection, queue: str) -> dict[str, int]:
-    """Takes a message and keeps it; its headers."""
+def _take(connection: pika.BlockingConnection, queue: str) -> pika.BasicProperties:
+    """Takes a message and keeps it; its properties."""
     for method, properties, _ in connection.channel().consume(queue, inactivity_timeout=20):
         assert method is not None, f"nothing came from {queue}: the message is lost"
-        return dict(properties.headers or {})
+        return properties
     raise AssertionError

@@ -16,6 +16,7 @@ from watership.machine.state import SagaState, Status
 from watership.messages import AdminRequest, AdminVerb, HandlerOnWire, RegisterWorker
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.store import LedgerLine
+from watership_orchestrator.waiting import WaitingSignal
 
 from tests.support.engine_ground import (
     LATER_MS,
@@ -30,6 +31,21 @@ from tests.support.engine_ground import (
 )
 
 __all__ = ["ground", "postgres_url"]  # fixtures
+
+
+# --- rows that wait to be judged
+
+
+async def test_a_signal_that_somebody_is_judging_is_not_found(ground: Ground) -> None:
+    (saga_id,) = await ground.make(saga(1))
+    early = WaitingSignal(saga_id, "s1", "approval", "true")
+    async with ground.store.batch() as batch:
+        await batch.keep_signals([early])
+    (found,) = await ground.store.signals(10)
+    async with ground.store.batch() as batch:
+        assert await batch.hold([found.row]) == {found.row}
+        assert await ground.store.signals(10) == [], "else who looks until nothing is left would never end"
+    assert await ground.store.signals(10) == [found]
 
 
 # --- log and ledger

@@ -7,14 +7,17 @@ import uuid
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from watership import SagaConflict, SagaPruned, bootstrap
 from watership.client import wire_for
-from watership.machine.state import Action
+from watership.machine.state import Action, SagaState, Status
 from watership.messages import AdminVerb, ReplyOutcome, SagaKnown, StartSaga, StepReply, read
 from watership.saga.storage.pruning import Pruner
+from watership_orchestrator.store import Store
 from watership_worker import Worker
 
+from tests.support.engine_ground import new_row
 from tests.support.order_steps import OrderContext, sagas
 from tests.support.running import WITHIN_S, Running
 
@@ -104,3 +107,36 @@ async def test_a_start_of_a_pruned_saga_makes_no_new_one(system: Running) -> Non
         with pytest.raises(SagaConflict):
             await mediator.run(OrderContext("2"), saga_id, timeout_s=WITHIN_S)
     assert await system.row(saga_id) is None
+
+
+async def test_a_start_whose_insert_waited_while_its_id_was_pruned_makes_no_saga(system: Running) -> None:
+    """The statement's snapshot is from before the tombstone; what is written after it must not be (law 11)."""
+    store = Store(system.database, system.settings.namespace)
+    held, pruned = sorted(uuid.uuid4() for _ in range(2))
+    insert = (
+        "INSERT INTO watership_saga (saga_id, namespace, driver, name, status, seq, context, state, input_hash, "
+        "machine_version, owed, paused, created_at_ms, updated_at_ms, wake_at_ms, due_at_ms) "
+        "VALUES (:id, 'elsewhere', 'embedded', 'x', 'RUNNING', 1, '{}', '{}', 'x', 1, false, false, 1, 1, 1, 1)"
+    )
+    states = [SagaState(str(one), name="OrderSaga", status=Status.COMPLETED, seq=1) for one in (held, pruned)]
+
+    async def make() -> set[uuid.UUID]:
+        async with store.batch() as batch:
+            await batch.lock([])
+            return await batch.insert([new_row(state) for state in states])
+
+    async with system.database.connect() as other:
+        await other.execute(sa.text(insert), {"id": held})  # by somebody who takes no advisory lock
+        making = asyncio.create_task(make())
+        async with asyncio.timeout(WITHIN_S):
+            while not await system.sql("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"):
+                assert not making.done()
+                await asyncio.sleep(0.02)
+        await system.sql(
+            "INSERT INTO watership_tombstone (saga_id, namespace, driver, name, input_hash, status, ended_at_ms) "
+            "VALUES (:id, 'x', 'orchestrator', 'OrderSaga', 'x', 'COMPLETED', 1)",
+            id=pruned,
+        )
+        await other.rollback()
+        assert await making == {held}
+    assert await system.row(pruned) is None

@@ -42,7 +42,7 @@ def _introduce(story: Story) -> None:
             print(f"    {node}")
     for step, manners in story.work.manners.items():
         print(f"  {step}: {manners}")
-    for order in (*story.work.starts, *story.work.operators):
+    for order in (*story.work.starts, *story.work.operators, *story.work.signals):
         print(f"  {order}")
 
 

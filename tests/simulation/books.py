@@ -9,6 +9,7 @@ from watership.machine.nodes import FallbackPlan, Unit, units
 from watership.machine.state import Action, Outcome, SagaState, Status
 from watership.messages import StepReply
 
+from tests.simulation import flow_laws
 from tests.simulation.laws import Laws
 from tests.simulation.town import Effect, Kind, Town
 
@@ -17,10 +18,15 @@ Offence = tuple[str, str]
 
 def offences(laws: Laws, town: Town) -> Iterator[Offence]:
     """Each broken promise by name, and in words."""
+    for (saga_id, step, attempt), runs in town.begun.items():
+        if runs > 1 and not town.manners[step].rerun:
+            yield "promise_not_run_twice", f"saga {saga_id.int}: {step} was begun {runs} times (attempt {attempt})"
     for saga_id, state in laws.states.items():
         plan = laws.plans.get(state.plan_hash or "")
         if plan is None:
             continue
+        for law, words in flow_laws.end_offences(plan, state, laws.entries[saga_id]):
+            yield law, f"saga {saga_id.int}: {words}"
         for node in plan.nodes:
             for unit in units(node):
                 yield from _unit(laws, town, saga_id, state, unit)
@@ -30,7 +36,7 @@ def _unit(laws: Laws, town: Town, saga_id: uuid.UUID, state: SagaState, unit: Un
     members = (unit.primary, unit.fallback) if isinstance(unit, FallbackPlan) else (unit,)
     stands = members[-1].name if len(members) == 2 and members[1].name in state.steps else members[0].name
     for step in members:
-        effects = [one for one in town.effects if one.saga_id == saga_id and one.step == step.name]
+        effects = town.effects_of(saga_id, step.name)
         kind = town.manners[step.name].kind
         if state.status is Status.COMPLETED and step.name == stands:
             yield from _stands(saga_id, state, step.name, effects, kind)

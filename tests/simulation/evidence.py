@@ -31,6 +31,7 @@ class Entry:
     """A log entry as it was committed."""
 
     seq: int
+    at_ms: int
     cause: str
     changes: tuple[c.Change, ...]
 

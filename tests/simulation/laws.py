@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from watership import codec
 from watership.bus.protocol import Delivery, Fate, Message
@@ -16,16 +16,17 @@ from watership.machine import changes as c
 from watership.machine.apply import apply
 from watership.machine.effects import SendCommand, effects_of
 from watership.machine.plan import Plan
-from watership.machine.state import Action, Outcome, SagaState
-from watership.messages import AdminAnswer, AdminRequest, StartSaga, StepReply, read
+from watership.machine.state import Action, SagaState
+from watership.messages import AdminAnswer, AdminRequest, Signal, StartSaga, StepReply, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
 from watership.testing.memory_database import LogRow, Row, Transaction
 from watership.testing.world import Process, Witness, World
+from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.engine import PUBLISH_WINDOW_S
 from watership_orchestrator.store import OWED_LOOK_MS
 from watership_orchestrator.waiting import DeadLetter
 
-from tests.simulation import log_laws, request_laws
+from tests.simulation import doubt_laws, flow_laws, log_laws, request_laws
 from tests.simulation.evidence import Commit, Entry, LawBroken, copies_of
 from tests.simulation.words import in_words, short
 
@@ -45,6 +46,7 @@ class Laws(Witness):
         self.first: LawBroken | None = None
         self.routed_replies: list[tuple[int, StepReply]] = []  # with the number of effects before it
         self.replies: dict[str, StepReply] = {}  # by run
+        self.signals: Mapping[str, Signal] = {}  # what was sent, by its id
         self.effects_so_far: Callable[[], int] = lambda: 0
         self.steps_clock = False  # the database's clock is moved in this seed
         self._batch_size_max = max(batch_sizes)
@@ -86,7 +88,9 @@ class Laws(Witness):
             self._law_08_the_log_is_the_truth(saga_id, saga)
             self._law_11_starting_is_idempotent(saga_id, saga)
             entries = [entry for entry in self.entries.get(saga_id, ()) if entry.seq in written.get(saga_id, ())]
-            for effect in log_laws.must_owe(self.states[saga_id], [(one.cause, one.changes) for one in entries]):
+            decided = [(one.cause, one.changes) for one in entries]
+            by_reaper = process.name.startswith("reaper")
+            for effect in log_laws.must_owe(self.states[saga_id], decided, by_reaper=by_reaper):
                 words = f"saga {saga_id.int} does not owe {effect}, and no message would bring it again"
                 self.check("law_01_durable_before_visible", saga["owed"], words)
         moved = written.keys()
@@ -104,7 +108,8 @@ class Laws(Witness):
         saga_id, changes = row.saga_id, changes_from_json(row.changes)
         before = self.states.get(saga_id) or SagaState(str(saga_id))
         entries = self.entries.setdefault(saga_id, [])
-        plan = self.plans.get(before.plan_hash or "")
+        pinned = (change.plan_hash for change in changes if isinstance(change, c.Created | c.PlanPinned))
+        plan = self.plans.get(next(pinned, before.plan_hash) or "")
         for law, words in log_laws.offences(plan, before, [entry.changes for entry in entries], row.seq, changes):
             self.breaks(law, f"saga {saga_id.int}, entry {row.seq} ({row.cause}): {words}")
         state = before.copy()
@@ -116,40 +121,20 @@ class Laws(Witness):
                 self._dispatched[key] = commit
             elif isinstance(change, c.CompensationBegan):
                 self._turned.setdefault(saga_id, commit)
-            elif isinstance(change, c.Replied):
-                self._law_05_in_doubt_means_undone(saga_id, change)
-            elif isinstance(change, c.Postponed):
-                self._law_05_doubt_is_kept(saga_id, change, row.cause)
+            for law, words in doubt_laws.offences(change, row.cause, entries, self.replies):
+                self.breaks(law, f"saga {saga_id.int}, entry {row.seq} ({row.cause}): {words}")
+        new = Entry(row.seq, row.at_ms, row.cause, changes)
+        if plan is not None:
+            for law, words in (
+                *flow_laws.offences(plan, before, state, entries, new),
+                *flow_laws.signal_offences(before, entries, new, self.signals),
+            ):
+                self.breaks(law, f"saga {saga_id.int}, entry {row.seq} ({row.cause}): {words}")
         self.states[saga_id] = state
-        entries.append(Entry(row.seq, row.cause, changes))
+        entries.append(new)
         if self.world.traced:
             words = ", ".join(in_words(change) for change in changes)
             self.world.tell(commit.process, f"commits saga {saga_id.int} #{row.seq} by {row.cause}: {words}")
-
-    def _law_05_in_doubt_means_undone(self, saga_id: uuid.UUID, change: c.Replied) -> None:
-        """The failure of a command that may have been delivered before speaks for one run only."""
-        reply, this = self.replies.get(change.run), (change.step, change.action, change.attempt)
-        sent_twice = any(
-            isinstance(other, c.Resent | c.Postponed) and other.doubtful
-            for entry in self.entries.get(saga_id, ())
-            for other in entry.changes
-            if (getattr(other, "step", None), getattr(other, "action", None), getattr(other, "attempt", None)) == this
-        )
-        doubtful = sent_twice or (reply is not None and reply.redelivered)
-        self.check(
-            "law_05_in_doubt_means_undone",
-            change.outcome is not Outcome.FAILED or not doubtful or getattr(reply, "certain", False),
-            f"saga {saga_id.int}: {change.action} {change.step} may have run before; its failure is taken for certain",
-        )
-
-    def _law_05_doubt_is_kept(self, saga_id: uuid.UUID, change: c.Postponed, cause: str) -> None:
-        """Who does not serve a step says nothing of those who had its command before."""
-        reply = self.replies.get(cause.rsplit(":", 1)[-1])
-        self.check(
-            "law_05_in_doubt_means_undone",
-            reply is None or change.doubtful or not reply.redelivered,
-            f"saga {saga_id.int}: {change.action} {change.step} was delivered before, and that is forgotten",
-        )
 
     def _law_02_nothing_is_stuck(self, row: Row) -> None:
         over = row["status"] in ("COMPLETED", "COMPENSATED", "FAILED") and not row["owed"]
@@ -230,7 +215,7 @@ class Laws(Witness):
             turn = self._turned.get(uuid.UUID(saga))
             self.check(
                 "law_03_strictly_backward",
-                action != Action.ACT.value or turn is None or turn.process is not process,
+                action == Action.COMPENSATE.value or turn is None or turn.process is not process,
                 f"{process} sends {short(message)}, and committed itself that the saga turns around",
             )
 
@@ -248,9 +233,12 @@ class Laws(Witness):
         key = codec.loads(message.body)["idempotency_key"]
         state = self.states[saga_id].peek(step) if saga_id in self.states else None
         newest = state.generation if state is not None and action == Action.COMPENSATE.value else 1
+        of_action = (
+            Action.COMPENSATE if action == Action.COMPENSATE.value else Action.ACT
+        )  # who verifies asks by the act's
         self.check(
             "law_06_one_key_for_a_generation",
-            key == f"{saga_id}:{step}:{action}:{generation}" and int(generation) <= newest,
+            key == f"{saga_id}:{step}:{of_action}:{generation}" and int(generation) <= newest,
             f"{short(message)} has the key {key}; the newest generation is {newest}",
         )
 
@@ -314,7 +302,7 @@ class Laws(Witness):
                 f"{process} acknowledged {short(delivery)}, and its reply is not confirmed",
             )
             return
-        if delivery.type not in ("start-saga", "step-reply", "admin-request"):
+        if delivery.type not in ("start-saga", "step-reply", "admin-request", "signal"):
             return
         message = read(delivery.type, delivery.body)
         if isinstance(message, StartSaga):
@@ -324,6 +312,8 @@ class Laws(Witness):
             self._consequences(delivery, message.saga_id, "start")
         elif isinstance(message, StepReply):
             self._law_06_none_is_forgotten(process, delivery, message)
+        elif isinstance(message, Signal):
+            self._promise_no_signal_is_lost(process, delivery, message)
         elif isinstance(message, AdminRequest) and message.saga_id is not None:
             self._law_12_every_hand_leaves_a_mark(delivery, message)
 
@@ -339,6 +329,20 @@ class Laws(Witness):
             f"{process} acknowledged {short(delivery)}, and neither log nor ledger has it",
         )
         self._consequences(delivery, reply.saga_id, cause)
+
+    def _promise_no_signal_is_lost(self, process: Process, delivery: Delivery, signal: Signal) -> None:
+        cause, database = f"signal:{signal.signal_id}", self.world.database
+        logged = any(entry.cause == cause for entry in self.entries.get(signal.saga_id, ()))
+        refused = any(line.message == delivery.body.decode() for line in database.ledger)
+        kept = Waiting(Shelf.SIGNAL, (signal.saga_id, signal.signal_id)) in database.waiting
+        words = f"{process} acknowledged {short(delivery)}, and neither log nor ledger has it, nor is it kept"
+        self.check("promise_nothing_is_lost", logged or refused or kept, words)
+        self.check(
+            "law_06_signals_are_taken_once",
+            not (logged and refused),
+            f"{short(delivery)} was taken, and refused as well",
+        )
+        self._consequences(delivery, signal.saga_id, cause)
 
     def _law_12_every_hand_leaves_a_mark(self, delivery: Delivery, request: AdminRequest) -> None:
         assert request.saga_id is not None
@@ -359,6 +363,9 @@ class Laws(Witness):
             return
         for effect in effects_of(entry.seq, entry.changes):
             if isinstance(effect, SendCommand):
+                plan = self.plans.get(state.plan_hash or "")
+                if effect.action is Action.ACT and plan is not None and not plan.by_name[effect.step].rerun:
+                    continue  # it may have been sent, and must not run twice: at its deadline it is unknown
                 name = f"{saga_id}:{effect.step}:{effect.action}:{effect.attempt}"
             else:
                 name = f"{saga_id}:{entry.seq}:saga-ended:event"

@@ -34,9 +34,8 @@ def offences(
         if isinstance(change, c.Replied)
     }
     # A run may be told as late, and once more when its attempt, which was put off, is awaited again.
-    runs = {
-        (change.kind, change.run) for entry in earlier for change in entry if isinstance(change, c.Replied | c.LateAct)
-    }
+    told = [change for entry in earlier for change in entry if isinstance(change, c.Replied | c.LateAct)]
+    runs = {(change.kind, change.run) for change in told}
     for change in changes:
         try:
             apply(state, change)
@@ -46,6 +45,8 @@ def offences(
         had_late_act = had_late_act or isinstance(change, c.LateAct)
         if isinstance(change, c.Dispatched | c.Resent):
             yield from _law_03_strictly_backward(state, change)
+        if plan is None and isinstance(change, c.Dispatched | c.Waiting):
+            yield "law_07_pinned", f"{change.step} is begun, and its saga has no plan"
         if isinstance(change, c.Dispatched):
             if plan is not None and change.step not in plan.by_name:
                 yield "law_07_pinned", f"{change.step} is no step of the plan"
@@ -60,19 +61,20 @@ def offences(
                 yield "law_06_one_outcome_for_an_attempt", f"{key} has two"
             replied.add(key)
         if isinstance(change, c.Replied | c.LateAct):
-            if (change.kind, change.run) in runs:
+            # One that is given up as lost, since it must not run twice, has no name.
+            if change.run and (change.kind, change.run) in runs:
                 yield "law_06_one_outcome_for_an_attempt", f"run {change.run} is told twice"
             runs.add((change.kind, change.run))
     if state.status is Status.COMPENSATED:
-        yield from _law_05_all_is_undone(state)
+        yield from _law_05_all_is_undone(plan, state)
         if had_late_act and state.parked_reason is None:
             yield from _law_06_none_is_forgotten([*(change for entry in earlier for change in entry), *changes])
 
 
 def _law_03_strictly_backward(state: SagaState, change: c.Dispatched | c.Resent) -> Iterator[Offence]:
     turned = state.status in (Status.COMPENSATING, Status.COMPENSATED)
-    if change.action is Action.ACT and turned:
-        yield "law_03_strictly_backward", f"{change.kind} act {change.step} after the turn"
+    if change.action is not Action.COMPENSATE and turned:
+        yield "law_03_strictly_backward", f"{change.kind} {change.action} {change.step} after the turn"
     if change.action is Action.COMPENSATE and state.status is Status.PENDING:
         yield "law_03_strictly_backward", f"compensates {change.step}, and has no plan"
 
@@ -80,7 +82,12 @@ def _law_03_strictly_backward(state: SagaState, change: c.Dispatched | c.Resent)
 def _law_04_reverse_order(
     plan: Plan | None, state: SagaState, change: c.Dispatched, *, had_late_act: bool
 ) -> Iterator[Offence]:
-    if plan is None or had_late_act or state.status is not Status.COMPENSATING or change.action is Action.ACT:
+    if (
+        plan is None
+        or had_late_act
+        or state.status is not Status.COMPENSATING
+        or change.action is not Action.COMPENSATE
+    ):
         return
     for later in steps_after(plan, change.step):
         other = state.peek(later)
@@ -99,9 +106,10 @@ def _law_05_in_doubt_means_undone(plan: Plan | None, state: SagaState, change: c
         yield "law_05_in_doubt_means_undone", f"{change.step} acts, and {node.primary.name} is not undone"
 
 
-def _law_05_all_is_undone(state: SagaState) -> Iterator[Offence]:
+def _law_05_all_is_undone(plan: Plan | None, state: SagaState) -> Iterator[Offence]:
     for name, step in state.steps.items():
-        if step.needs_undoing or step.act.active:
+        is_pause = plan is not None and name not in plan.by_name
+        if step.act.active or (step.needs_undoing and not is_pause):
             yield "law_05_in_doubt_means_undone", f"COMPENSATED, and {name} may have acted and is not undone"
         if step.act.outcome is Outcome.FAILED and step.compensate.outcome is not None:
             yield "law_05_in_doubt_means_undone", f"{name} had no effect, and was undone"
@@ -153,9 +161,12 @@ def is_forgotten(state: SagaState | None, message: str) -> bool:
     return step.act.outcome is not Outcome.DONE or step.compensate.phase is not Phase.IDLE
 
 
-def must_owe(state: SagaState, entries: Sequence[tuple[str, Changes]]) -> Iterator[Effect]:
-    """What no message would bring again (law 1): what a look decided. ``entries``: those of one commit, with their causes."""
-    looks = [changes for cause, changes in entries if cause in CAUSES_OF_LOOKS]
+def must_owe(state: SagaState, entries: Sequence[tuple[str, Changes]], *, by_reaper: bool) -> Iterator[Effect]:
+    """What no message would bring again (law 1): what a look decided, or a row. ``entries``: of one commit, with causes.
+
+    ``by_reaper``: it has no messages, but rows that were kept beside the sagas.
+    """
+    looks = [changes for cause, changes in entries if by_reaper or cause in CAUSES_OF_LOOKS]
     for effect in effects_of(state.seq, [change for changes in looks for change in changes]):
         if wanted(state, effect):
             yield effect
@@ -165,7 +176,7 @@ def wanted(state: SagaState, effect: Effect) -> bool:
     """Whether what an entry led to is still to be sent, as the saga stands now."""
     match effect:
         case SendCommand():
-            too_late = effect.action is Action.ACT and state.status is Status.COMPENSATING
+            too_late = effect.action is not Action.COMPENSATE and state.status is Status.COMPENSATING
             return state.awaits(effect.step, effect.action, effect.attempt) and not too_late
         case NotifyEnd():
             return state.status is effect.status

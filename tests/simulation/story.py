@@ -10,11 +10,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from watership.bus.protocol import Fate, Message
 from watership.bus.topology import Queue, Topology
 from watership.machine.changes import Compensated, Completed
 from watership.machine.state import Action, Status
-from watership.messages import AdminRequest, AdminVerb, RegisterWorker, StartSaga, WireMessage
+from watership.messages import AdminVerb
 from watership.settings import Settings
 from watership.testing.memory_plans import MemoryBacking
 from watership.testing.mischief import NoMischief
@@ -25,12 +24,13 @@ from watership_orchestrator.reaper import Reaper
 from watership_worker import Worker
 from watership_worker.consumer import Consumer
 
-from tests.simulation import books, workload
+from tests.simulation import books, flow, workload
 from tests.simulation.evidence import LawBroken
 from tests.simulation.laws import Laws
-from tests.simulation.town import STEPS, Town, TownContainer
+from tests.simulation.people import People
+from tests.simulation.town import STEPS, Town, TownContainer, handler_of
 from tests.simulation.weather import PAUSES_S, Faults, Weather
-from tests.simulation.workload import OperatorOrder, StartOrder, Workload
+from tests.simulation.workload import Workload
 
 NAMESPACE = "sim"
 CALM_MAX_S = 900.0  # from the last fault to the end of every saga
@@ -81,7 +81,9 @@ class Story:
     ) -> None:
         chance = random.Random(f"{seed}:story")
         self.seed = seed
-        self.work = work or workload.drawn(random.Random(f"{seed}:workload"))
+        self.work = work or flow.widened(
+            workload.drawn(random.Random(f"{seed}:workload")), random.Random(f"{seed}:flow")
+        )
         self.weather = weather or Weather.drawn(random.Random(f"{seed}:weather"))
         self.settings = _DEFAULTS.model_copy(
             update={
@@ -101,8 +103,9 @@ class Story:
         self.town = Town(self.world, random.Random(f"{seed}:town"), self.work.manners, self._is_awaited)
         self.laws.effects_so_far = lambda: len(self.town.effects)
         self.topology = Topology(NAMESPACE)
+        self.people = People(self.world, self.topology, LISTENER, chance)
+        self.laws.signals = self.people.signals
         self.chance = chance
-        self._ids = 0
         self._errors = _Errors()
 
     def run(self) -> Told:
@@ -136,13 +139,7 @@ class Story:
     async def _story(self) -> None:
         self._lay_the_ground()
         self._start_processes()
-        orders = [asyncio.create_task(self._start(order)) for order in self.work.starts]
-        orders += [asyncio.create_task(self._operate(order)) for order in self.work.operators]
-        orders += [
-            asyncio.create_task(self._register(plan.hash, at_s))
-            for plan in self.work.plans
-            if (at_s := self.work.registered_at_s[plan.hash]) is not None
-        ]
+        orders = list(self.people.orders(self.work))
         strikes = asyncio.create_task(self._strikes())
         await asyncio.sleep(self.work.calm_at_s)
         strikes.cancel()
@@ -190,7 +187,8 @@ class Story:
 
     def _worker_of(self, steps: list[str]) -> Callable[[Process], Consumer]:
         def make(process: Process) -> Consumer:
-            worker = Worker(TownContainer(self.town, process), handlers=[STEPS[name] for name in steps])
+            handlers = [handler_of(name, self.work.manners[name]) for name in steps]
+            worker = Worker(TownContainer(self.town, process), handlers=handlers)
             return Consumer(self.settings, process.bus, worker, chance=process.chance)
 
         return make
@@ -205,46 +203,6 @@ class Story:
             return Consumer(self.settings, process.bus, worker, chance=process.chance)
 
         return make
-
-    # --- what people do: they try until the broker has it
-
-    async def _send(
-        self, key: str, body: WireMessage, *, reply_to: str | None = None, message_id: str | None = None
-    ) -> None:
-        self._ids += 1
-        name = message_id or f"request-{self._ids}"
-        message: Message = body.addressed(
-            self.topology.exchange, key, message_id=name, correlation_id=name, reply_to=reply_to
-        )
-        self.world.tell("people", f"send {body.kind} {name}")
-        while self.world.broker.route(message) is not Fate.CONFIRMED:
-            await asyncio.sleep(1.0)  # the queue is full
-
-    async def _register(self, plan_hash: str, at_s: float) -> None:
-        await asyncio.sleep(at_s)
-        plan = self.laws.plans[plan_hash]
-        await self._send("control", RegisterWorker(worker="people", plans=(plan.to_data(),)))
-
-    async def _start(self, order: StartOrder) -> None:
-        await asyncio.sleep(order.at_s)
-        body = StartSaga(saga=order.saga, saga_id=order.saga_id, context=order.context, plan=order.plan)
-        for copy in range(order.copies):
-            if copy:
-                await asyncio.sleep(self.chance.choice((0.0, 0.01, 2.0, 20.0)))
-            reply_to = LISTENER if order.watched else None
-            await self._send("start", body, reply_to=reply_to, message_id=f"{order.saga_id}:start")
-        if order.conflict:
-            other = body.model_copy(update={"context": {"n": -1}})
-            await asyncio.sleep(self.chance.choice((0.01, 5.0)))
-            await self._send("start", other, reply_to=LISTENER)
-
-    async def _operate(self, order: OperatorOrder) -> None:
-        await asyncio.sleep(order.at_s)
-        await self._help(order.saga_id, order.verb, order.seq)
-
-    async def _help(self, saga_id: uuid.UUID, verb: AdminVerb, seq: int | None = None) -> None:
-        request = AdminRequest(verb=verb, saga_id=saga_id, actor="ann", reason="why not", seq=seq)
-        await self._send("admin", request, reply_to=LISTENER)
 
     # --- strikes from outside
 
@@ -315,7 +273,7 @@ class Story:
                 self.world.crash(process)
         self.world.restart_s = lambda: 1.0
         for plan in self.work.plans:
-            await self._send("control", RegisterWorker(worker="people", plans=(plan.to_data(),)))
+            await self.people.register(plan)
 
     async def _until_all_ended(self) -> None:
         loop = asyncio.get_running_loop()
@@ -339,7 +297,7 @@ class Story:
         for saga_id, row in list(self.world.database.sagas.items()):
             if row["parked_reason"] is not None:
                 verb = AdminVerb.COMPENSATE if row["status"] == "PENDING" else AdminVerb.RETRY
-                await self._help(saga_id, verb)
+                await self.people.help(saga_id, verb)
 
     def _waits_for(self) -> list[str]:
         """What is not over yet, in words."""

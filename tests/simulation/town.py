@@ -8,6 +8,7 @@ them lies: a step that says "failed" had no effect.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextvars
 import dataclasses
 import random
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar, cast
 
-from watership import OutcomeUnknown, Response, SagaContext, SagaStepHandler, StepError
+from watership import OutcomeUnknown, Response, SagaContext, SagaStepHandler, StepError, Verified
 from watership.machine.state import Action
 from watership.saga.compile import Step
 from watership.saga.step import StepRun, current_step
@@ -25,8 +26,10 @@ from watership.testing.world import Process, World
 T = TypeVar("T")
 IsAwaited = Callable[[uuid.UUID, str, Action, int], bool]
 
-STEPS_MAX = 10
-FIELDS = tuple(f"f{n}" for n in range(STEPS_MAX))
+NAMES = tuple(f"S{n}" for n in range(10))
+SPARE_NAMES = tuple(f"S{n}" for n in range(10, 14))  # of steps that only some seeds have: see `flow`
+FIELDS = tuple(f"f{name[1:]}" for name in (*NAMES, *SPARE_NAMES))
+SIGNAL_FIELDS = ("w0", "w1", "w2")
 
 
 class Boom(StepError):
@@ -41,10 +44,14 @@ class Refused(StepError):
     code = "refused"
 
 
-# Every step has a field of its own, which its act sets: a patch that is lost shows.
+# Every step has a field of its own, which its act sets: a patch that is lost shows. Some write one that others write too.
 Context: Any = dataclasses.make_dataclass(
     "Context",
-    [("n", int), *((name, int | None, dataclasses.field(default=None)) for name in FIELDS)],
+    [
+        ("n", int),
+        *((name, int | None, dataclasses.field(default=None)) for name in (*FIELDS, "shared")),
+        *((name, Any, dataclasses.field(default=None)) for name in SIGNAL_FIELDS),
+    ],
     bases=(SagaContext,),
 )
 
@@ -54,7 +61,11 @@ Kind = Literal["barrier", "keyed", "plain"]
 
 @dataclasses.dataclass(frozen=True)
 class Manners:
-    """How a step behaves: shares of its runs. ``timeout_s`` is its plan's."""
+    """How a step behaves: shares of its runs. ``timeout_s`` is its plan's.
+
+    ``rerun``: its handler's. ``shares``: what it writes into the field that others write too. ``tireless``: it must
+    succeed in the end, since its saga only goes forward.
+    """
 
     kind: Kind = "barrier"
     fails: float = 0.0
@@ -64,10 +75,23 @@ class Manners:
     undo_unknown: float = 0.0
     undo_slow: float = 0.0
     timeout_s: float = 2.0
+    verify_unknown: float = 0.0
+    rerun: bool = True
+    shares: int | None = None
+    tireless: bool = False
 
     def healed(self) -> Manners:
         """Once the faults stop: acts still fail as business has it, but nothing is slow or unknown, and undoing works."""
-        return dataclasses.replace(self, unknown=0.0, slow=0.0, undo_fails=0.0, undo_unknown=0.0, undo_slow=0.0)
+        return dataclasses.replace(
+            self,
+            fails=0.0 if self.tireless else self.fails,
+            unknown=0.0,
+            slow=0.0,
+            undo_fails=0.0,
+            undo_unknown=0.0,
+            undo_slow=0.0,
+            verify_unknown=0.0,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +114,7 @@ class Books:
     acted: bool = False
     undone: bool = False
     closed: bool = False  # it was told to compensate: it acts no more
+    under_way: int = 0  # acts that its participant goes on with by itself
     keys: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -100,6 +125,7 @@ class Town:
         self.world = world
         self.manners = manners
         self.effects: list[Effect] = []
+        self.begun: collections.Counter[tuple[uuid.UUID, str, int]] = collections.Counter()  # runs of an attempt to act
         self.is_awaited = is_awaited
         self._chance = chance
         self._books: dict[tuple[uuid.UUID, str], Books] = {}
@@ -117,6 +143,7 @@ class Town:
     async def act(self, process: Process, run: StepRun) -> None:
         """One run of an act. Raises what its handler would raise."""
         manners, chance = self.manners[run.step], self._chance
+        self.begun[run.saga_id, run.step, run.attempt] += 1
         await process.point("act")
         if chance.random() < manners.fails:
             raise chance.choice((Boom, Other))("no effect")
@@ -126,6 +153,7 @@ class Town:
                 # The participant goes on by itself, after its caller has given up.
                 when_s = manners.timeout_s * chance.choice((1.0, 2.0, 10.0))
                 fresh = contextvars.Context()
+                self.books(run.saga_id, run.step).under_way += 1
                 self.world.loop.call_later(when_s, self._act_by_itself, run, process.name, context=fresh)
             await asyncio.sleep(manners.timeout_s * 3)
         if not unknown or chance.random() < 0.5:
@@ -153,10 +181,24 @@ class Town:
         if unknown:
             raise OutcomeUnknown("nobody knows")
 
+    async def verify(self, process: Process, run: StepRun) -> Verified:
+        """One run of a verification. It looks into the books: what a run elsewhere is about to do is not in them."""
+        await process.point("verify")
+        if self._chance.random() < self.manners[run.step].verify_unknown:
+            return Verified.STILL_UNKNOWN
+        if any(one.action is Action.ACT for one in self.effects_of(run.saga_id, run.step)):
+            return Verified.DONE
+        return Verified.STILL_UNKNOWN if self.books(run.saga_id, run.step).under_way else Verified.NOT_DONE
+
     # --- what really happens
+
+    def effects_of(self, saga_id: uuid.UUID, step: str) -> list[Effect]:
+        """What a step did for a saga, in order."""
+        return [one for one in self.effects if one.saga_id == saga_id and one.step == step]
 
     def _act_by_itself(self, run: StepRun, process: str) -> None:
         books = self.books(run.saga_id, run.step)
+        books.under_way -= 1
         if not books.closed:
             self._act(run, process)
 
@@ -204,15 +246,32 @@ class TownStep(SagaStepHandler[Context, Response]):
         self._town, self._process = town, process
 
     async def act(self, context: Any) -> None:
-        run = current_step()
-        await self._town.act(self._process, run)
-        setattr(context, f"f{int(run.step[1:])}", run.attempt)
+        await self._town.act(self._process, current_step())
+        self._write(context)
 
     async def compensate(self, context: Any) -> None:
         await self._town.undo(self._process, current_step())
 
+    async def verify(self, context: Any) -> Verified:
+        found = await self._town.verify(self._process, current_step())
+        if found is Verified.DONE:
+            self._write(context)
+        return found
 
-STEPS: dict[str, Step] = {name: type(name, (TownStep,), {}) for name in (f"S{n}" for n in range(STEPS_MAX))}
+    def _write(self, context: Any) -> None:
+        run = current_step()
+        setattr(context, f"f{run.step[1:]}", run.attempt)
+        if (shares := self._town.manners[run.step].shares) is not None:
+            context.shared = shares
+
+
+STEPS: dict[str, Step] = {name: type(name, (TownStep,), {}) for name in (*NAMES, *SPARE_NAMES)}
+_ONCE: dict[str, Step] = {name: type(name, (step,), {"rerun": False}) for name, step in STEPS.items()}
+
+
+def handler_of(step: str, manners: Manners) -> Step:
+    """The handler that workers have for a step."""
+    return STEPS[step] if manners.rerun else _ONCE[step]
 
 
 class TownContainer:

@@ -11,11 +11,15 @@ from watership.machine.nodes import FallbackPlan, Node, RetryPlan, StepPlan
 from watership.machine.plan import Plan
 from watership.messages import AdminVerb
 
-from tests.simulation.town import FIELDS, STEPS, Manners
+from tests.simulation.town import FIELDS, NAMES, SIGNAL_FIELDS, Manners
 
 SCHEMA = {
     "type": "object",
-    "properties": {"n": {"type": "integer"}, **{name: {} for name in FIELDS}},
+    "properties": {
+        "n": {"type": "integer"},
+        **{name: {} for name in (*FIELDS, "shared")},
+        **{name: {"type": ["object", "null"]} for name in SIGNAL_FIELDS},
+    },
     "required": ["n"],
 }
 
@@ -45,6 +49,19 @@ class OperatorOrder:
 
 
 @dataclasses.dataclass(frozen=True)
+class SignalOrder:
+    """Somebody answers what a saga waits for, will wait for, or does not wait for."""
+
+    at_s: float
+    saga_id: uuid.UUID
+    name: str
+    signal_id: str
+    data: Any
+    copies: int
+    watched: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Workload:
     """See the module. ``registered_at_s``: by plan hash, when it becomes known; None: never."""
 
@@ -56,6 +73,7 @@ class Workload:
     workers: list[list[str]]  # each worker's steps
     idlers: list[list[str]]  # workers that take these steps' queues, and do not serve them
     calm_at_s: float
+    signals: list[SignalOrder] = dataclasses.field(default_factory=list)
 
 
 def drawn(chance: random.Random) -> Workload:
@@ -93,13 +111,13 @@ def _other_plan(chance: random.Random, plan: Plan, manners: dict[str, Manners]) 
 
 
 def _plan(chance: random.Random, saga: str, manners: dict[str, Manners]) -> Plan:
-    """A plan; its steps' manners go into ``manners``. Kinds of nodes are added here."""
-    free = [name for name in STEPS if name not in manners]
+    """A plan; its steps' manners go into ``manners``. What other plans have besides is in `flow`."""
+    free = [name for name in NAMES if name not in manners]
 
     def step() -> StepPlan:
         name = free.pop(0)
-        made = _step(chance, name)
-        manners[name] = _manners(chance, made.timeout_ms / 1000)
+        made = step_of(chance, name)
+        manners[name] = manners_of(chance, made.timeout_ms / 1000)
         return made
 
     nodes: list[Node] = []
@@ -114,7 +132,8 @@ def _plan(chance: random.Random, saga: str, manners: dict[str, Manners]) -> Plan
     return Plan(saga, tuple(nodes), SCHEMA)
 
 
-def _step(chance: random.Random, name: str) -> StepPlan:
+def step_of(chance: random.Random, name: str) -> StepPlan:
+    """A step's plan."""
     return StepPlan(
         name,
         name,
@@ -130,7 +149,9 @@ def _retry(chance: random.Random) -> RetryPlan:
     return RetryPlan(attempts_max=chance.choice((1, 1, 2, 3)), delay_ms=chance.choice((0, 0, 1_000, 4_000)))
 
 
-def _manners(chance: random.Random, timeout_s: float) -> Manners:
+def manners_of(chance: random.Random, timeout_s: float) -> Manners:
+    """A step's manners."""
+
     def share(*shares: float) -> float:
         return chance.choice(shares) if chance.random() < 0.4 else 0.0
 

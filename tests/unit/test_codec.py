@@ -69,6 +69,7 @@ def test_what_passes_comes_back_alike(value: Any) -> None:
         (b'{"a": NaN}', "it is not JSON"),
         (b'{"a": 18446744073709551616}', r"it\.a is an integer over 64 bits"),
         (b'{"a": 9223372036854775808}', r"it\.a is an integer over 64 bits"),
+        (b'{"a": ' + b"[" * 1_000 + b"1234567890123456789" + b"]" * 1_000 + b"}", "it is nested deeper than 100"),
         (b'{"a": ' + b"9" * 5_000 + b"}", "64 bits|it is not JSON that can be stored: number is infinity"),
         (b'{"a": "\\u0000"}', r"it\.a holds a NUL"),
         (b'{"a": "\\ud800"}', "it is not JSON that can be stored|lone surrogate"),

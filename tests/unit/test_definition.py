@@ -124,6 +124,46 @@ def test_a_context_must_be_json() -> None:
         compile_saga(make([Remote("Far")], Odd))
 
 
+def test_a_context_that_is_not_decorated_would_keep_nothing() -> None:
+    class Undecorated(SagaContext):
+        pieces: int = 0
+
+    with pytest.raises(DefinitionError, match="Undecorated is no dataclass of its own, so pieces would not be kept"):
+        compile_saga(make([Remote("Far")], Undecorated))
+
+    class Same(Order):
+        """It adds no field, so it needs no decoration."""
+
+    compile_saga(make([Reserve], Same))
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "meant"),
+    [
+        (Reserve, "compensat", "compensate"),
+        (Reserve, "undo", "compensate"),
+        (Reserve, "retries", "retry"),
+        (Reserve, "timeout", "timeout_s"),
+        (Reserve, "unknown_error", "unknown_errors"),
+    ],
+)
+def test_a_name_that_nothing_reads_and_was_meant_to_be_read(base: type[Any], name: str, meant: str) -> None:
+    with pytest.raises(DefinitionError, match=f"Bad has '{name}', which nothing reads: did you mean '{meant}'"):
+        make([type("Bad", (base,), {name: 5})])
+
+
+def test_a_deadline_of_a_saga_has_its_unit() -> None:
+    with pytest.raises(
+        DefinitionError, match="OrderSaga has 'deadline', which nothing reads: did you mean 'deadline_s'"
+    ):
+        types.new_class("OrderSaga", (Saga[Order],), exec_body=lambda body: body.update(steps=[Reserve], deadline=5))
+
+
+def test_names_of_ones_own_are_left_alone() -> None:
+    own = {"acts": 1, "names": (), "client": None, "verified": True, "_compensat": 1, "request_timeout": 3}
+    compile_saga(make([type("Own", (Reserve,), own)]))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

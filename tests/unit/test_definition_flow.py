@@ -26,11 +26,17 @@ from watership.saga.compile import compile_saga
 
 
 @dataclasses.dataclass
+class Answer:
+    ok: bool
+
+
+@dataclasses.dataclass
 class Order(SagaContext):
     order_id: str = "o"
     stock: str | None = None
     score: int = 0
     approval: dict[str, bool] | None = None
+    answer: Answer | None = None
 
 
 class Handler(SagaStepHandler[Order, None]):
@@ -104,6 +110,10 @@ def make(steps: Any, **settings: Any) -> type[Saga[Any]]:
         ([Sleep(0)], "its seconds, in ms must be a whole number from 1"),
         ([Sleep(1, "Reserve"), Reserve], "OrderSaga lists the step Reserve twice"),
         ([Wait("go", timeout_s=True)], "Wait go: timeout_s must be a number of seconds"),
+        (
+            [Wait("go", into="answer", reject_if=("okay", False))],
+            "Wait go: reject_if looks at 'okay', and what goes into Order.answer has no such field; it has ok",
+        ),
         ([Wait("go", into="nowhere")], "Wait go: Order has no field 'nowhere' for its data"),
         ([Wait("go", on_timeout="explode")], 'on_timeout is "compensate" or "continue"'),  # type: ignore[arg-type]
         ([Wait("go"), Wait("go")], "OrderSaga lists the step go twice"),

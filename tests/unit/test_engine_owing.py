@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from watership.bus.memory import MemoryBroker, MemoryBus
 from watership.bus.protocol import Fate, Message
-from watership.bus.topology import Topology
+from watership.bus.topology import Queue, Topology
 from watership.machine.nodes import RetryPlan, StepPlan
 from watership.machine.plan import Plan
 from watership.machine.state import Action
-from watership.messages import ErrorOnWire, RegisterWorker, ReplyOutcome, StartSaga, StepReply
+from watership.messages import ErrorOnWire, EventOnWire, RegisterWorker, ReplyOutcome, StartSaga, StepReply
 from watership.testing.memory_database import MemoryDatabase
 from watership.testing.memory_plans import MemoryBacking
 from watership_orchestrator.engine import Engine
@@ -35,11 +36,53 @@ class Deaf(MemoryBus):
         return [Fate.UNCONFIRMED] * len(messages)
 
 
-def reply(step: str, outcome: str, run: str, action: Action = Action.ACT) -> StepReply:
+class Torn(MemoryBus):
+    """``torn``: the link goes after the first message of a batch, and no confirm comes."""
+
+    torn = False
+
+    async def publish(self, messages: Sequence[Message]) -> list[Fate]:
+        if not self.torn:
+            return await super().publish(messages)
+        self.torn = False
+        await super().publish(messages[:1])
+        return [Fate.UNCONFIRMED] * len(messages)
+
+
+def reply(step: str, outcome: str, run: str, action: Action = Action.ACT, **fields: Any) -> StepReply:
     error = ErrorOnWire(code="boom") if outcome == "failed" else None
     return StepReply(
-        saga_id=SAGA_ID, step=step, action=action, attempt=1, run=run, outcome=ReplyOutcome(outcome), error=error
+        saga_id=SAGA_ID,
+        step=step,
+        action=action,
+        attempt=1,
+        run=run,
+        outcome=ReplyOutcome(outcome),
+        error=error,
+        **fields,
     )
+
+
+async def test_an_event_that_was_not_confirmed_stays_owed_when_its_command_was_answered() -> None:
+    """B was told to act and answers; that A's event did not get through must not be forgotten with that."""
+    clock = [1_000_000]
+    broker, database = MemoryBroker(), MemoryDatabase(lambda: clock[0])
+    bus = Torn(broker)
+    await bus.open()
+    await bus.declare(TOPOLOGY.exchanges(), [*TOPOLOGY.orchestrator_queues(), TOPOLOGY.step_queue("a")])
+    await bus.declare([], [TOPOLOGY.step_queue("b"), Queue("listener", TOPOLOGY.events_exchange, "saga.#", None)])
+    backing = MemoryBacking(database, "test")
+    await backing.plans.register(RegisterWorker(worker="w", plans=(PLAN.to_data(),)))
+    engine = Engine(backing.store, bus, backing.plans, TOPOLOGY)
+    await engine.process([Arrival(SAGA_ID, StartSaga(saga="Order", saga_id=SAGA_ID, context={}))])
+    bus.torn = True
+    await engine.process([Arrival(SAGA_ID, reply("A", "done", "1", events=(EventOnWire(name="packed", data={}),)))])
+    assert [message.routing_key for message in broker.peek("listener")] == []
+    await engine.process([Arrival(SAGA_ID, reply("B", "done", "2"))])
+    clock[0] += 60_000
+    assert await engine.look(10) == 1
+    assert "saga.Order.packed" in [message.routing_key for message in broker.peek("listener")]
+    assert not database.sagas[SAGA_ID]["owed"]
 
 
 async def test_a_message_whose_saga_moved_before_it_could_owe_comes_again() -> None:

@@ -53,6 +53,16 @@ async def ran(
     return await execute(command, Hands(Charge, Order, PlainContainer()))
 
 
+async def test_what_is_set_on_a_context_that_has_no_such_field_is_not_lost_in_silence() -> None:
+    async def body(context: Any) -> None:
+        context.totl = 2
+
+    ended = await ran(body)
+    assert ended.outcome is Outcome.UNKNOWN
+    assert ended.failure is not None
+    assert "totl was set on the context, and Order has no such field" in ended.failure.message
+
+
 async def test_done_with_the_changed_fields_only() -> None:
     async def body(context: Order) -> Charged:
         context.lines.append("b")

@@ -104,6 +104,15 @@ def test_what_followed_from_a_step_that_nobody_served_is_sent_again_with_its_mes
     assert sent(row.batch(Arrival(SAGA_ID, nobody, redelivered=True))) == ["compensate A 1"]
 
 
+def test_a_saga_whose_plan_is_gone_is_not_moved_without_it() -> None:
+    """Without its plan, nothing of it would be left to do or to undo: it would seem to be at its end."""
+    row = Row()
+    row.batch(start())
+    for arrival in (reply("A"), Arrival(SAGA_ID, None), admin(AdminVerb.COMPENSATE)):
+        with pytest.raises(LookupError, match="its plan .* is not there, or cannot be read"):
+            row.batch(arrival, known=False)
+
+
 def test_a_stale_reply_needs_the_log() -> None:
     row = Row()
     row.batch(start(), reply("A"))

@@ -161,6 +161,27 @@ def test_a_reply_that_is_in_the_log_twice_sends_what_followed_from_both() -> Non
     assert end in row.batch(Arrival(SAGA_ID, done, redelivered=True)).notices
 
 
+def test_a_refusal_that_comes_twice_puts_its_attempt_off_once() -> None:
+    """Its second copy may come when the attempt was sent anew, and runs: it says nothing of that delivery."""
+    row = Row(Plan("OrderSaga", (step("A", rerun=False),)))
+    refusal = reply("A", "not_served", run="idle")
+    row.batch(start(), refusal)
+    row.now_ms += j.NOT_SERVED_RETRY_MS
+    assert sent(row.batch(None)) == ["act A 1"]
+    it = row.batch(refusal)
+    assert not it.moved
+    assert row.batch(reply("A")).state is not None
+    assert row.log[-1].cause.startswith("reply:A")
+
+
+def test_what_a_refusal_led_to_is_sent_again_with_it() -> None:
+    """An act that must not run twice is undone when a worker refuses it that was not the first to get it."""
+    row = Row(Plan("OrderSaga", (step("A", rerun=False),)))
+    refusal = reply("A", "not_served", run="idle", redelivered=True)
+    assert sent(row.batch(start(), refusal)) == ["compensate A 1"]
+    assert sent(row.batch(Arrival(SAGA_ID, refusal, redelivered=True))) == ["compensate A 1"]
+
+
 @pytest.mark.parametrize("owed", [UNCONFIRMED_YET, "unconfirmed: the broker did not confirm it"])
 def test_an_end_that_is_owed_stays_owed_when_a_late_act_moves_the_saga(owed: str) -> None:
     plan = Plan("OrderSaga", (step("A", compensation_retry=RetryPlan(attempts_max=1)), step("B")))

@@ -7,12 +7,14 @@ import logging
 import os
 import random
 import socket
+from collections.abc import Callable
+from functools import partial
 
 from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_id, new_token
-from watership.errors import ConfigurationError, InvalidPayload, LimitExceeded
+from watership.errors import ActRefused, ConfigurationError, InvalidPayload, LimitExceeded, StepError
 from watership.execution import Command, Execution, execute
 from watership.machine.state import Action
 from watership.messages import (
@@ -58,9 +60,10 @@ class Consumer:
         """Connects, declares its queues, announces itself, and consumes."""
         await patiently(self.name, self._bus.open, self._chance)
         queues = [self._topology.step_queue(queue) for queue in self._worker.queues()]
-        await self._bus.declare(self._topology.exchanges(), [*self._topology.orchestrator_queues(), *queues])
-        await self._bus.declare_reply_queue(self._answers)
-        self._subscriptions.append(await self._bus.consume(self._answers, prefetch=10, on_delivery=self._on_answer))
+        declared = [*self._topology.orchestrator_queues(), *queues]
+        await patiently(self.name, lambda: self._bus.declare(self._topology.exchanges(), declared), self._chance)
+        await patiently(self.name, lambda: self._bus.declare_reply_queue(self._answers), self._chance)
+        await self._consume(self._answers, 10, self._on_answer)
         await self._announce()
         try:  # a worker that will be refused must not do work first; without an orchestrator it may wait for work
             async with asyncio.timeout(ANSWER_WITHIN_S):
@@ -71,9 +74,11 @@ class Consumer:
             raise ConfigurationError("; ".join(refused))
         for queue in queues:
             # What waits for a slot is in hand, and will be run: little more than what runs.
-            self._subscriptions.append(
-                await self._bus.consume(queue.name, prefetch=self._settings.concurrency, on_delivery=self._on_command)
-            )
+            await self._consume(queue.name, self._settings.concurrency, self._on_command)
+
+    async def _consume(self, queue: str, prefetch: int, on_delivery: Callable[[Delivery], None]) -> None:
+        consume = partial(self._bus.consume, queue, prefetch=prefetch, on_delivery=on_delivery)
+        self._subscriptions.append(await patiently(self.name, consume, self._chance))
 
     async def run(self) -> None:
         """Announces itself again and again. Ends with an error if its handlers were refused."""
@@ -176,14 +181,7 @@ class Consumer:
             self._chance,
         )
         if run.error is not None:
-            log.info(
-                "saga %s: %s of step %s ended %s: %s",
-                command.saga_id,
-                command.action,
-                command.step,
-                run.outcome,
-                run.error,
-            )
+            _tell_error(command, run)
         if run.misfit is not None:
             error = ErrorOnWire(code=MISFIT, type_name="Misfit", message=run.misfit[:2_000])
             return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery, run.run)
@@ -197,6 +195,23 @@ class Consumer:
             correlation_id=str(command.saga_id),
             headers=_trace(delivery),
         )
+
+
+def _tell_error(command: StepCommand, run: Execution) -> None:
+    """A `StepError` is how business says no; anything else may be a bug, and is told with its traceback."""
+    expected = isinstance(run.error, StepError | ActRefused)
+    log.log(
+        logging.INFO if expected else logging.WARNING,
+        "saga %s: %s of step %s, attempt %d, ended %s: %s: %s",
+        command.saga_id,
+        command.action,
+        command.step,
+        command.attempt,
+        run.outcome,
+        type(run.error).__name__,
+        run.error,
+        exc_info=None if expected else run.error,
+    )
 
 
 def _trace(delivery: Delivery) -> dict[str, str]:

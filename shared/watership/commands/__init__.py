@@ -13,6 +13,7 @@ from watership.commands import (
     plans,
     prune,
     sagas,
+    signalling,
     starting,
     topology,
     torture,
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command("start", rich_help_panel=SAGAS)(starting.start)
     app.command("list", rich_help_panel=SAGAS)(sagas.list_sagas)
     app.command("show", rich_help_panel=SAGAS)(sagas.show)
+    app.command("signal", rich_help_panel=SAGAS)(signalling.signal)
     app.command("ledger", rich_help_panel=SAGAS)(ledger.ledger)
     app.command("retry", rich_help_panel=SAGAS)(operating.retry)
     app.command("compensate", rich_help_panel=SAGAS)(operating.compensate)

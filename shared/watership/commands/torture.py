@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -100,7 +101,8 @@ def torture(
     from watership.testing import torture_sync  # the one command that runs sagas: the others must not wait for it
 
     saga = _saga(target)
-    with _progress(silent=as_json) as progress:
+    # What handlers print, hundreds of times, is no part of the report.
+    with _progress(silent=as_json) as progress, contextlib.redirect_stdout(sys.stderr):
         task = progress.add_task("torture", total=None)
         report = torture_sync(
             saga,

@@ -216,7 +216,7 @@ def undo(d: Decision, step: StepPlan, state: StepState) -> bool:
 def _pivot_acted_late(d: Decision, step: str) -> str:
     return (
         f"the pivot {step} acted after all, or may have, when the saga had turned around, and it cannot be undone: put its "
-        f"effect right by hand, then `watership retry {d.state.saga_id}` to compensate the rest (embedded: recover_saga)"
+        f"effect right by hand, then `watership retry {d.state.saga_id} --reason …` to compensate the rest (embedded: recover_saga)"
     )
 
 

@@ -151,7 +151,9 @@ def _step_not_served(d: Decision, event: e.StepNotServed) -> None:
     if event.action is Action.ACT and d.state.status is Status.COMPENSATING:
         go_on(d)  # it will not be sent again: dropped
     elif event.reason is not None:
-        d.record(c.Parked(f"{event.reason}; then `watership retry {d.state.saga_id}` (embedded: recover_saga)"))
+        d.record(
+            c.Parked(f"{event.reason}; then `watership retry {d.state.saga_id} --reason …` (embedded: recover_saga)")
+        )
     elif action.refusals >= event.refusals_max:
         d.record(c.Parked(_not_served(d, event.step, f"its queue's workers refused it {action.refusals} times")))
 
@@ -159,7 +161,7 @@ def _step_not_served(d: Decision, event: e.StepNotServed) -> None:
 def _not_served(d: Decision, step: str, why: str) -> str:
     return (
         f"no worker serves step {step}: {why}; start a worker that has it, "
-        f"then `watership retry {d.state.saga_id}` (embedded: recover_saga)"
+        f"then `watership retry {d.state.saga_id} --reason …` (embedded: recover_saga)"
     )
 
 

@@ -115,7 +115,7 @@ def _stop(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure) -> No
     d.record(
         c.Parked(
             f"{where} {step.name} is {outcome} after {act.attempt} attempts ({_words(failure)}), and the saga can only go "
-            f"forward: mend its cause, then `watership retry {d.state.saga_id}` (embedded: recover_saga)"
+            f"forward: mend its cause, then `watership retry {d.state.saga_id} --reason …` (embedded: recover_saga)"
         )
     )
 
@@ -156,7 +156,7 @@ def _compensation_replied(d: Decision, event: e.StepReplied, outcome: Outcome) -
         d.record(
             c.Parked(
                 f"the compensation of step {event.step} is out of retries after {event.attempt} attempts ({why}): "
-                f"mend its cause, then `watership retry {d.state.saga_id}` (embedded: recover_saga)"
+                f"mend its cause, then `watership retry {d.state.saga_id} --reason …` (embedded: recover_saga)"
             )
         )
 

@@ -58,6 +58,14 @@ def bootstrap(
         raise ConfigurationError(f"bootstrap takes one of saga_storage, database_url and broker_url, not {given}")
     if not re.fullmatch(r"[A-Za-z0-9_\-]{1,100}", namespace):
         raise ConfigurationError(f"a namespace has letters, digits, _ and -, 100 at most; this one is {namespace!r}")
+    if saga_storage is not None and namespace != NAMESPACE:
+        raise ConfigurationError(
+            f"bootstrap(saga_storage=..., namespace={namespace!r}): a storage has a namespace of its own; give it to that"
+        )
+    if broker_url is not None and barrier is not None:
+        raise ConfigurationError(
+            "bootstrap(broker_url=..., barrier=...): the handlers run in the workers; give it to them: Worker(barrier=...)"
+        )
     saga_map = SagaMap.of(sagas_mapper)
     runner: Runner
     if broker_url is not None:

@@ -26,6 +26,7 @@ from watership.saga.flow import Parallel, Sleep, Wait
 from watership.saga.independence import dependence
 from watership.saga.models import shape_of
 from watership.saga.retry import COMPENSATION_RETRY, FORWARD_RETRY, VERIFY_RETRY, RetryPolicy, milliseconds
+from watership.saga.spelling import check_spelling
 from watership.saga.step import SagaStepHandler, declared_types, has_compensation, has_verification, step_name
 
 Step = type[SagaStepHandler[Any, Any]]
@@ -223,6 +224,14 @@ def _check_wait(saga: SagaClass, where: str, wait: Wait) -> None:
     context = context_type(saga)
     if wait.into is not None and isinstance(context, type) and wait.into not in shape_of(context).fields:
         raise DefinitionError(f"{where}: Wait {wait.name}: {context.__name__} has no field {wait.into!r} for its data")
+    if wait.into is None or wait.reject_if is None or not isinstance(context, type):
+        return
+    fields, field = shape_of(context).fields_of(wait.into), wait.reject_if[0]
+    if fields and field not in fields:
+        raise DefinitionError(
+            f"{where}: Wait {wait.name}: reject_if looks at {field!r}, and what goes into {context.__name__}.{wait.into} "
+            f"has no such field; it has {', '.join(sorted(fields))}"
+        )
 
 
 def _check_former_steps(saga: SagaClass) -> None:
@@ -262,6 +271,7 @@ def _check_step(saga: SagaClass, where: str, step: object) -> None:
         raise DefinitionError(
             f"{where} must be a SagaStepHandler class, a Fallback, a Parallel, a Sleep or a Wait, it is {what}"
         )
+    check_spelling(where, step, SagaStepHandler)
     _check_methods(where, step)
     wanted, given = context_type(saga), declared_types(step)[0]
     if wanted is None or not isinstance(wanted, type) or not isinstance(given, type):

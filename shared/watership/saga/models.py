@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Any, Generic, Self, TypeVar, get_type_hints
+from typing import Any, Generic, Self, TypeVar, get_args, get_type_hints
 
 import pydantic
 from pydantic_core import PydanticSerializationError
@@ -46,6 +47,7 @@ class Shape(Generic[_T]):
             self.fields = frozenset(cls.model_fields)
         elif dataclasses.is_dataclass(cls):
             self.fields = frozenset(field.name for field in dataclasses.fields(cls))
+            _check_is_decorated(cls)
         else:
             raise DefinitionError(f"{cls!r} cannot be a context: make it a dataclass (SagaContext) or a pydantic model")
         try:
@@ -86,6 +88,23 @@ class Shape(Generic[_T]):
             return f"{field}: {_sentence(error)}"
         return None
 
+    def fields_of(self, field: str) -> frozenset[str]:
+        """The fields of the dataclass or model that this field holds; none if it may hold something else."""
+        annotation = get_type_hints(self.cls)[field]
+        parts = [part for part in (get_args(annotation) or (annotation,)) if part is not type(None)]
+        if all(isinstance(part, type) and issubclass(part, pydantic.BaseModel) for part in parts):
+            return frozenset(name for part in parts for name in part.model_fields)
+        if all(isinstance(part, type) and dataclasses.is_dataclass(part) for part in parts):
+            return frozenset(each.name for part in parts for each in dataclasses.fields(part))
+        return frozenset()
+
+    def strays(self, context: _T) -> frozenset[str]:
+        """Attributes of a context that are no fields of it: they are not kept with the saga."""
+        found: dict[str, Any] = getattr(context, "__dict__", {})
+        return frozenset(
+            name for name in found.keys() - self.fields if not name.startswith("_") and not hasattr(self.cls, name)
+        )
+
     def _field(self, name: str) -> pydantic.TypeAdapter[Any]:
         adapter = self._fields.get(name)
         if adapter is None:
@@ -101,6 +120,15 @@ class Shape(Generic[_T]):
         source = self.load(data)
         for name in changed:
             object.__setattr__(target, name, getattr(source, name))
+
+
+def _check_is_decorated(cls: type[Any]) -> None:
+    names = inspect.get_annotations(cls)
+    if names and "__dataclass_fields__" not in vars(cls):
+        raise DefinitionError(
+            f"the context {cls.__name__} is no dataclass of its own, so {', '.join(names)} would not be kept: decorate it "
+            f"with @dataclasses.dataclass"
+        )
 
 
 def _sentence(error: pydantic.ValidationError) -> str:

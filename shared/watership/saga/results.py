@@ -7,7 +7,7 @@ import dataclasses
 import uuid
 from typing import Any, Generic
 
-from watership.errors import ResultTimeout
+from watership.errors import ResultTimeout, UnknownSaga
 from watership.machine.state import Status
 from watership.saga.compile import Definition
 from watership.saga.models import ContextT, shape_of
@@ -73,7 +73,9 @@ async def result_of(
         raise ResultTimeout(
             f"saga {watch.saga_id} has not ended within {timeout_s} s; it goes on: ask again with result(saga_id)"
         ) from error
-    definition = definitions if isinstance(definitions, Definition) else definitions[end.name]
+    definition = definitions if isinstance(definitions, Definition) else definitions.get(end.name)
+    if definition is None:
+        raise UnknownSaga(f"saga {watch.saga_id} belongs to {end.name}, and no saga of that name is bound here")
     failure = end.failure
     return SagaResult(
         saga_id=watch.saga_id,

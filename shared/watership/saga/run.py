@@ -13,7 +13,7 @@ from typing import Any
 import pydantic
 
 from watership import codec
-from watership.errors import AlreadyHandled, LimitExceeded
+from watership.errors import AlreadyHandled, InvalidPayload, LimitExceeded
 from watership.response import Response
 from watership.saga.models import Shape, patch_between
 from watership.saga.step import StepEvent, StepRun
@@ -45,7 +45,7 @@ class HandlerRun:
     """What is known of the run that a handler is in.
 
     ``before``: the context as the run found it, as JSON data of its class; ``whole``: all of it, with the fields that this
-    class does not have. ``acted``: the saga's log has the act as done, so that what it changed is in the context.
+    class does not have; ``strays``: attributes that are no fields, and were there before. ``acted``: the saga's log has the act as done, so that what it changed is in the context.
     """
 
     step: StepRun
@@ -54,6 +54,7 @@ class HandlerRun:
     before: dict[str, Any]
     whole: Mapping[str, Any]
     acted: bool = False
+    strays: frozenset[str] = frozenset()
     block: Block | None = None
     handled: AlreadyHandled | None = None
 
@@ -64,6 +65,12 @@ class HandlerRun:
 
     def patch(self) -> dict[str, Any]:
         """What the run changed so far. Raises `InvalidPayload` or `LimitExceeded` if it could not be kept."""
+        strays = self.shape.strays(self.context) - self.strays
+        if strays:
+            raise InvalidPayload(
+                f"{self.where}: {', '.join(sorted(strays))} was set on the context, and {self.shape.cls.__name__} has no "
+                f"such field, so it would be lost: declare it, or correct its name"
+            )
         patch = patch_between(self.before, self.shape.dump(self.context))
         if patch:
             codec.encode_context({**self.whole, **patch}, what=f"{self.where}: the context")

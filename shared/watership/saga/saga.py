@@ -12,6 +12,7 @@ from watership.saga.fallback import Fallback
 from watership.saga.flow import Parallel, Sleep, Wait
 from watership.saga.models import ContextT
 from watership.saga.retry import RetryPolicy
+from watership.saga.spelling import check_spelling
 from watership.saga.step import SagaStepHandler
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Saga(Generic[ContextT]):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        check_spelling(cls.__name__, cls, Saga)
         said = cls.__dict__.keys() & {"steps", "pivot", "deadline_s"}
         if "steps" in said or (said and cls.steps):  # a base for other sagas may have none yet
             check_class(cls)

@@ -107,9 +107,13 @@ class MemoryRows:
 
     def _to_look_at(self) -> list[WaitingRow]:
         now_ms = self._database.now_ms()
+        held = {key for transaction in self._database.open for key in transaction.held}  # SKIP LOCKED
         rows = [
             row
-            for row in self._database.waiting.values()
-            if row.namespace == self._namespace and row.look_at_ms is not None and row.look_at_ms <= now_ms
+            for key, row in self._database.waiting.items()
+            if row.namespace == self._namespace
+            and row.look_at_ms is not None
+            and row.look_at_ms <= now_ms
+            and key not in held
         ]
         return sorted(rows, key=lambda row: (row.look_at_ms or 0, row.at_ms))

@@ -135,6 +135,13 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
                     item = dataclasses.replace(signal, at_ms=now_ms)
                     self._transaction.keep("waiting", signal.row, WaitingRow(self._namespace, item, now_ms, now_ms))
 
+    async def early_signals(self, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
+        """See `Batch.early_signals`."""
+        await self._line.point("early signals")
+        rows = [row for row in self._database.waiting.values() if row.namespace == self._namespace]
+        found = [row.item for row in rows if isinstance(row.item, WaitingSignal) and row.item.saga_id in ids]
+        return sorted(found, key=lambda signal: (signal.at_ms, signal.signal_id))
+
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
         """See `Batch.insert`."""
         if not rows:

@@ -39,7 +39,7 @@ def parse_url(text: str | sa.URL) -> sa.URL:
     """A database URL, its driver made the asynchronous one. Raises `ConfigurationError`."""
     try:
         url = sa.make_url(text)
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:  # a port that is no number, for one
         # The error's own words would show the URL, and with it the password.
         raise ConfigurationError(
             "this is not a database URL; it looks like sqlite+aiosqlite:///orders.db or "
