@@ -41,6 +41,7 @@ class Drive:
         self.saga_id, self.watch = saga_id, SagaWatch(saga_id)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start: Start | None = None
+        self.may_drive = asyncio.Event()  # set by whoever started it, once the signals that came before it are with it
         self._storage = seat.storage
         self._keeper = seat.keeper
         self._clock = seat.clock
@@ -91,6 +92,8 @@ class Drive:
         self.start, failed = start, None
         try:
             lease = await self._create(start) if start is not None else None
+            if lease is not None:
+                await self.may_drive.wait()
             while True:
                 if lease is None:
                     lease = await self._join(start)

@@ -94,11 +94,14 @@ class Drivers:
         elif drive.start.input_hash != start.input_hash:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         drive.is_watched = True
-        await asyncio.shield(drive.started)
-        if job.definition.plan.waits:
-            for signal in await self.storage.early_signals(saga_id=saga_id):
-                self._early.begin(job, signal)
-            await asyncio.sleep(0)  # each is with the drive now: ahead of what the caller may ask for next
+        try:
+            await asyncio.shield(drive.started)
+            if job.definition.plan.waits:
+                for signal in await self.storage.early_signals(saga_id=saga_id):
+                    self._early.begin(job, signal)
+                await asyncio.sleep(0)  # each is with the drive now: ahead of time, and of what the caller asks for next
+        finally:
+            drive.may_drive.set()
         return drive
 
     async def join(self, job: Job, saga_id: uuid.UUID, *, request: e.Event | None = None) -> Drive:
