@@ -99,7 +99,7 @@ class Drivers:
             if job.definition.plan.waits:
                 for signal in await self.storage.early_signals(saga_id=saga_id):
                     self._early.begin(job, signal)
-                await asyncio.sleep(0)  # each is with the drive now: ahead of time, and of what the caller asks for next
+                await asyncio.sleep(0)  # each is with the drive now, ahead of time and of whatever else is asked
         finally:
             drive.may_drive.set()
         return drive
