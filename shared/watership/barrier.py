@@ -34,8 +34,9 @@ and so one effect, which is undone once: a compensation of a later generation fi
 the earlier one stored.
 
 **A failed block leaves nothing.** An error that leaves the block rolls the transaction back, the row with it: so the next
-attempt runs. A row that stays *begun* can only come of a commit that went by without SQLAlchemy, such as MariaDB's at a
-DDL statement; what it guards may be half done, so a duplicate of it is *unknown*.
+attempt runs. A row that stays *begun* can only come of a commit that went by without SQLAlchemy, such as one of the driver's
+or of a stored procedure; what it guards may be half done, so a duplicate of it is *unknown*. What commits as text, or by
+itself as a DDL statement does on MariaDB, is refused before it is sent.
 
 **What the saga knows, and the rows do not.** A command says whether the saga's log has the act as done (``acted``).
 
@@ -44,11 +45,22 @@ DDL statement; what it guards may be half done, so a duplicate of it is *unknown
 * If it has not, but the row is done, then the act's reply was lost, and with it what the act changed in the context. The
   compensation gets those changes back before it runs: it could not refund a payment whose number it was never told.
 
-**Why the end of a run is judged by the commit.** Between the end of the block and the end of the handler lies the commit.
-An error before it means a rollback: *failed*. One at it or after it leaves the effect in doubt: *unknown*. A handler that
-returns although its transaction was rolled back has *failed*. A context that is changed behind the block is *unknown*, with
-the patch that was stored: the commit may have happened, so it cannot be failed; and it must not be done, because that would
-keep a change that no duplicate could answer, or drop one that the handler counts on.
+**Why the end of a run is judged by the commit.** Between the end of the block and the end of the handler lies the commit,
+and the run is *done* only if that came back without an error: the commit of the transaction that the block was in, whatever
+else the session commits after it. So it makes no difference whether the handler lets an error out or swallows it:
+
+* An error before the commit means a rollback: *failed*. So has a handler that returns though its block failed, or though its
+  transaction was rolled back or never committed; what it left open is refused a commit from then on.
+* One at the commit or after it leaves the effect in doubt: *unknown*. So does a commit that the database itself refuses:
+  SQLite leaves the transaction open then, and whoever has the connection next may commit it after all.
+* A database can roll back by itself, when a statement fails: PostgreSQL then takes COMMIT for ROLLBACK, without an error. So
+  if one failed behind the block, the block's row is looked for before the commit, which without it is refused: *failed*.
+* A savepoint could be rolled back behind the block and leave the commit in place. So the block must not be inside of one,
+  nor leave one open at its end; one that begins and ends inside of it is safe.
+
+A context that is changed behind the block is *unknown*, with the patch that was stored: the commit took place, so it cannot
+be failed; and it must not be done, because that would keep a change that no duplicate could answer, or drop one that the
+handler counts on.
 
 Not guarded: what is outside of this database. Pass the idempotency key on to it. And the block must hold the handler's whole
 effect: what is written before it or behind it is not in its transaction, and happens twice, or half.
@@ -72,7 +84,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from watership.barrier_table import BarrierBase, Row, StepRows, barrier_table
-    from watership.barrier_transaction import Watch
 
 __all__ = ["RETENTION", "RETENTION_MIN", "Barrier", "BarrierBase", "barrier", "barrier_table", "prune_barrier"]
 
@@ -111,7 +122,8 @@ def barrier(session: AsyncSession | AsyncConnection) -> Barrier:
 
     ``session`` is on PostgreSQL, SQLite (a file, or one connection in memory), MariaDB or MySQL, and its database has the
     table `BarrierBase` (``docs/guide.md`` shows the DDL). Entering raises `LookupError` outside a handler,
-    `ConfigurationError` without the table or in autocommit, `BarrierMisused` for a second block in one run.
+    `ConfigurationError` without the table, in autocommit or in two phases, `BarrierMisused` for a second block in one run and
+    inside a savepoint.
     """
     return Barrier(session)
 
@@ -124,7 +136,6 @@ class Barrier:
         self._block = Block()
         self._run: HandlerRun | None = None
         self._rows: StepRows | None = None
-        self._watch: Watch | None = None
 
     @property
     def response(self) -> Any:
@@ -156,6 +167,7 @@ class Barrier:
             if handled is not None and keep:
                 await self._commit_nothing_else()
         except BaseException as error:
+            run.block_error = error
             await self._give_up(run)
             from watership.barrier_transaction import explain_missing_table
 
@@ -177,32 +189,40 @@ class Barrier:
         if error is None:
             try:
                 await self._settle(run)
-            except BaseException:
+            except BaseException as unfit:
+                run.block_error = unfit
                 await self._give_up(run)
                 raise
         else:
+            run.block_error = error
             await self._give_up(run)
 
     async def _claim(self, run: HandlerRun) -> tuple[AlreadyHandled | None, bool]:
         """How the run was handled already, if it was, and whether what was written of that must be kept."""
         from watership.barrier_table import StepRows
-        from watership.barrier_transaction import connection_of, refuse_autocommit, watch
+        from watership.barrier_transaction import connection_of, refuse_unfit, watch
 
         connection = await connection_of(self._session)
-        refuse_autocommit(connection)
+        refuse_unfit(connection)
         rows = self._rows = StepRows(connection, run.step.saga_id, run.step.step, run.step.attempt)
         handled, keep = await (_claim_act(rows, run) if run.step.action == ACT else _claim_compensation(rows, run))
         if handled is None:
-            self._watch = watch(connection, self._block)
+            watch(connection, self._block, rows.settled(run.step.action, run.step.generation))
         return handled, keep
 
     async def _commit_nothing_else(self) -> None:
+        assert self._rows is not None, "its rows are what is committed"
         forget = getattr(self._session, "expunge_all", None)
         if forget is not None:  # what the handler put into its session before the block is not to be written
             forget()
+        connection = self._rows.connection
         await self._session.commit()
+        if not connection.closed and connection.in_transaction():  # the session does not own it, and commits nothing
+            await connection.commit()
 
     async def _settle(self, run: HandlerRun) -> None:
+        from watership.barrier_transaction import refuse_open_savepoint
+
         assert self._rows is not None, "it was entered"
         block, step = self._block, run.step
         patch, response = run.patch(), run.response_data(block.answer)
@@ -211,6 +231,7 @@ class Barrier:
             flush = getattr(self._session, "flush", None)
             if flush is not None:  # a connection has nothing to flush
                 await flush()
+            refuse_open_savepoint(self._rows.connection)
         if block.rolled_back or not await self._rows.settle(step.action, step.generation, patch, response, events):
             raise BarrierMisused(
                 f"{run.where}: the transaction was rolled back inside the barrier's block, and a part of the effect with "
@@ -220,8 +241,7 @@ class Barrier:
 
     async def _give_up(self, run: HandlerRun) -> None:
         """Nothing of a block that did not end may be committed, whatever the handler makes of the error."""
-        if self._watch is not None:
-            self._watch.block = None
+        self._block.failed = True
         with contextlib.suppress(Exception):  # a connection that is gone has nothing to roll back
             await self._session.rollback()
         run.block = None  # the handler may try again

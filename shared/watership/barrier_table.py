@@ -74,7 +74,7 @@ class StepRows:
     """The rows of one step of one saga, on a connection within a transaction."""
 
     def __init__(self, connection: AsyncConnection, saga_id: uuid.UUID, step: str, attempt: int) -> None:
-        self._connection = connection
+        self.connection = connection
         self._saga_id, self._step, self._attempt = saga_id, step, attempt
         self._dialect = connection.dialect.name
         self._now = now_ms(self._dialect)
@@ -124,6 +124,10 @@ class StepRows:
         where = (*self._is(action, generation), _row.state == BEGUN)
         return await self._count(sa.update(barrier_table).where(*where).values(values)) == 1
 
+    def settled(self, action: str, generation: int) -> sa.Select[Any]:
+        """A query that finds the row of a block that has ended, in its own transaction."""
+        return sa.select(_row.state).where(*self._is(action, generation), _row.state == DONE)
+
     async def read(self, action: str, generation: int | None = None) -> Row | None:
         """A row as it was committed last, or as we changed it; without a generation, the newest of its action."""
         # Locked, though it is only read: MariaDB would show it as it was when the transaction first read anything.
@@ -134,7 +138,7 @@ class StepRows:
             .limit(1)
             .with_for_update(read=True)
         )
-        found = (await self._connection.execute(query)).one_or_none()
+        found = (await self.connection.execute(query)).one_or_none()
         if found is None:
             return None
         state, patch, response, events = found
@@ -150,7 +154,7 @@ class StepRows:
         return mine if generation is None else (*mine, _row.generation == generation)
 
     async def _count(self, statement: Any) -> int:
-        return (await self._connection.execute(statement)).rowcount
+        return (await self.connection.execute(statement)).rowcount
 
 
 def now_ms(dialect: str) -> sa.ColumnElement[int]:

@@ -5,9 +5,13 @@ It knows SQLAlchemy's sessions and events. It must never know a saga, or what th
 
 from __future__ import annotations
 
+import re
 import weakref
+from typing import Any
 
-from sqlalchemy import Connection, event
+import sqlalchemy as sa
+from sqlalchemy import Connection, RootTransaction, TwoPhaseTransaction, event
+from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
@@ -33,9 +37,10 @@ def _sync_of(connection: AsyncConnection) -> Connection:
     return connection.sync_connection
 
 
-def refuse_autocommit(connection: AsyncConnection) -> None:
-    """Raises `ConfigurationError` if each statement would be a transaction of its own."""
-    level = _sync_of(connection).get_execution_options().get("isolation_level")
+def refuse_unfit(connection: AsyncConnection) -> None:
+    """Raises `ConfigurationError` or `BarrierMisused` if one commit would not settle what is written from here on."""
+    target = _sync_of(connection)
+    level = target.get_execution_options().get("isolation_level")
     if level is None:  # SQLAlchemy has no public name for what an engine was made with
         level = getattr(connection.dialect, "_on_connect_isolation_level", None)
     if level == "AUTOCOMMIT":
@@ -43,43 +48,151 @@ def refuse_autocommit(connection: AsyncConnection) -> None:
             "a barrier needs a transaction, and this session's isolation level is AUTOCOMMIT: each statement would be on "
             "its own; give the handler a session of an engine without it"
         )
+    if isinstance(target.get_transaction(), TwoPhaseTransaction):
+        raise ConfigurationError(
+            "a barrier needs a transaction that one commit ends, and this session's has two phases"
+        )
+    if target.in_nested_transaction():
+        raise BarrierMisused(
+            "a barrier inside a savepoint, which can be rolled back after its block; enter it outside of "
+            "session.begin_nested(), which belongs inside the block, around what may fail"
+        )
+
+
+def refuse_open_savepoint(connection: AsyncConnection) -> None:
+    """Raises `BarrierMisused` if a savepoint of the block is there still at its end."""
+    if _sync_of(connection).in_nested_transaction():
+        raise BarrierMisused(
+            "a savepoint that was begun inside a barrier's block is open at its end, so that a part of the effect can be "
+            "rolled back behind it; end it inside the block: async with session.begin_nested(): ..."
+        )
+
+
+# What may stand before a statement's first word.
+_LEAD = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+# What begins or ends a transaction. A rollback to a savepoint does not, but it can undo a block that has ended.
+_CONTROL = re.compile(
+    _LEAD + r"(?:(?P<to>rollback(?:\s+(?:work|transaction))?\s+to)|"
+    r"(?:commit|end|rollback|abort|begin(?!\s+not\s+atomic)|start\s+transaction|prepare\s+transaction|xa)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+# What MariaDB and MySQL commit at, without being asked to.
+_COMMITS_BY_ITSELF = re.compile(
+    _LEAD + r"(?:(?:create|drop)(?!\s+(?:or\s+replace\s+)?temporary\b)|alter|truncate|rename|grant|revoke|flush|"
+    r"(?:un)?lock\s+tables?|set\b[^=]*\bautocommit|(?:analyze|check|optimize|repair)\s+(?:\w+\s+)?tables?)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class Watch:
     """What happens to the transaction of a block. One for each connection, for as long as that is there."""
 
     block: Block | None = None
+    _transaction: weakref.ref[RootTransaction] | None = None  # not kept: it keeps its connection
+    _settled_row: sa.Select[Any] | None = None
+    _shaken = False  # a statement failed behind the block, and perhaps took the whole transaction with it
+
+    def begin(self, connection: Connection, block: Block, settled_row: sa.Select[Any]) -> None:
+        """From now on, it watches the transaction that the connection is in for this block, which settles this row."""
+        transaction = connection.get_transaction()
+        assert transaction is not None, "the block has written its row"
+        self.block, self._transaction = block, weakref.ref(transaction)
+        self._settled_row, self._shaken = settled_row, False
+        block.is_open = self.is_open
+
+    def is_open(self) -> bool:
+        """Whether the block's transaction is its connection's still: neither its commit nor a rollback came back."""
+        transaction = self._transaction() if self._transaction is not None else None
+        return transaction is not None and transaction.connection.get_transaction() is transaction
 
     def on_commit(self, connection: Connection) -> None:
-        """A commit is about to be sent. Raises `BarrierMisused` inside the block."""
-        if self.block is None:
-            return
-        if not self.block.ended:
+        """A commit is about to be sent. Raises `BarrierMisused` for one that must not be."""
+        block = self.block
+        if block is None or ((block.ended or block.failed) and not self.is_open()):
+            return  # of a later transaction, which says nothing of the block's
+        refused, cause = self._refused(connection, block)
+        if refused is not None:
             connection.connection.rollback()  # SQLAlchemy takes a commit that is refused for the end of the transaction
-            raise BarrierMisused(
-                "a commit inside a barrier's block; commit after it, so that its row and the effect go together"
+            raise BarrierMisused(refused) from cause
+        block.committing = True
+
+    def _refused(self, connection: Connection, block: Block) -> tuple[str | None, Exception | None]:
+        """Why the block's transaction must not be committed, if so, and what that comes of."""
+        if block.abandoned:
+            return "a commit of a barrier's transaction came after its handler had ended without one", None
+        if not block.ended:
+            return (
+                "a commit inside a barrier's block; commit after it, so that its row and the effect go together",
+                None,
             )
-        self.block.committing = True
+        if not self._shaken:
+            return None, None
+        gone = "the database itself rolled the transaction of a barrier back, since a statement behind the block failed"
+        assert self._settled_row is not None, "the block has begun"
+        try:
+            return (None, None) if connection.execute(self._settled_row).one_or_none() is not None else (gone, None)
+        except DBAPIError as error:  # PostgreSQL takes no statement any more, and answers COMMIT by a rollback
+            return gone, error
 
     def on_rollback(self, connection: Connection) -> None:
         """The transaction is rolled back: asked for, or since its session is closed."""
         if self.block is not None:
             self.block.rolled_back = True
 
+    def on_error(self, error: BaseException) -> None:
+        """Something failed on the connection; while the block's commit runs, that is the commit."""
+        if self.block is None or not self.is_open():
+            return
+        if self.block.committing:
+            self.block.commit_error = error
+        elif self.block.ended:
+            self._shaken = True
+
+    def on_statement(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
+        """A statement is about to be sent. Raises `BarrierMisused` for one that moves transactions behind our back."""
+        if self.block is None or not self.is_open():
+            return
+        compiled = context.compiled if context is not None else None
+        if compiled is None or isinstance(compiled.statement, sa.TextClause):  # not SQLAlchemy's own
+            found = _CONTROL.match(statement)
+            if found is not None and (found["to"] is None or self.block.ended):
+                raise BarrierMisused(
+                    f"{statement.strip()[:80]!r} as text in a barrier's transaction, of whose end nobody would know; use "
+                    f"session.commit(), session.rollback() and session.begin_nested()"
+                )
+        if connection.dialect.name in ("mysql", "mariadb") and _COMMITS_BY_ITSELF.match(statement):
+            raise BarrierMisused(
+                f"{statement.strip()[:80]!r} in a barrier's transaction, which {connection.dialect.name} would commit by "
+                f"itself, half done; keep such statements out of it"
+            )
+
 
 _watches: weakref.WeakKeyDictionary[Connection, Watch] = weakref.WeakKeyDictionary()
 
 
-def watch(connection: AsyncConnection, block: Block) -> Watch:
-    """From now on, the block hears what becomes of its transaction."""
+def watch(connection: AsyncConnection, block: Block, settled_row: sa.Select[Any]) -> None:
+    """From now on, the block hears what becomes of its transaction; its row, once settled, is what the query finds."""
     target = _sync_of(connection)
     found = _watches.get(target)
     if found is None:
         found = _watches[target] = Watch()
         event.listen(target, "commit", found.on_commit)
         event.listen(target, "rollback", found.on_rollback)
-    found.block = block
-    return found
+        event.listen(target, "before_cursor_execute", found.on_statement)
+    found.begin(target, block, settled_row)
+
+
+def _on_error(context: ExceptionContext) -> None:
+    """SQLAlchemy says before a commit that it comes, and after it only that it failed."""
+    found = _watches.get(context.connection) if context.connection is not None else None
+    if found is not None:
+        found.on_error(context.original_exception)
+
+
+# To all dialects: such a listener is asked before an engine's own, one of which may raise an error, and end the asking.
+event.listen(Dialect, "handle_error", _on_error)
 
 
 def explain_missing_table(error: BaseException) -> None:

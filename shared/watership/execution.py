@@ -159,12 +159,14 @@ async def _execute(run: str, step: StepRun, command: Command, hands: Hands) -> E
     except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
         if inside.handled is not None:
             return _already_handled(run, command, hands.handler, inside.handled)
-        unknown = command.action is Action.VERIFY or _may_have_acted(error, inside, hands)
+        unknown = command.action is Action.VERIFY or _may_have_acted(error, inside, hands.handler)
         outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
         patch = _patch_if_possible(inside) if outcome is Outcome.UNKNOWN else None
         return _failed(run, command, error, outcome, patch)
     finally:
         _run.reset(token)
+        if inside.block is not None:
+            inside.block.abandoned = True
     if inside.handled is not None:
         return _already_handled(run, command, hands.handler, inside.handled)
     return _ended(run, command, hands.handler, inside, value)
@@ -173,11 +175,14 @@ async def _execute(run: str, step: StepRun, command: Command, hands: Hands) -> E
 def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value: Any) -> Execution:
     """The handler returned: whatever is wrong with what it left behind, it may have had its effect."""
     block = inside.block
-    if block is not None and block.rolled_back and not block.committing:
-        error = BarrierMisused(
-            f"{inside.where}: the handler returned, but the transaction of its barrier was rolled back, not committed; "
-            f"commit after the block: async with session.begin(), barrier(session): ..."
-        )
+    uncommitted = inside.uncommitted()
+    if uncommitted is not None:
+        said, cause = uncommitted
+        caused = f" ({type(cause).__name__}: {_words(cause)})" if cause is not None else ""
+        error = BarrierMisused(f"{inside.where}: the handler returned, but {said}{caused}")
+        error.__cause__ = cause
+        if _may_have_acted(cause or error, inside, handler):
+            return _failed(run, command, error, Outcome.UNKNOWN, _patch_if_possible(inside))
         return _failed(run, command, error, Outcome.FAILED)
     try:
         patch = inside.patch()
@@ -227,11 +232,12 @@ def _found(command: Command, value: object) -> Outcome:
     return Outcome.FAILED if value is Verified.NOT_DONE else Outcome.UNKNOWN
 
 
-def _may_have_acted(error: Exception, inside: HandlerRun, hands: Hands) -> bool:
-    """An exception says that the step had no effect, but for those that say that nobody knows."""
+def _may_have_acted(error: BaseException, inside: HandlerRun, handler: Step) -> bool:
+    """An exception says that the step had no effect, but for those that say that nobody knows; so does a cancellation."""
     # A commit that was begun may have taken place, whatever was raised by it or after it.
     in_doubt = inside.block is not None and inside.block.ended and inside.block.committing
-    return in_doubt or isinstance(error, (OutcomeUnknown, TimeoutError, *hands.handler.unknown_errors))
+    in_doubt = in_doubt or not isinstance(error, Exception)
+    return in_doubt or isinstance(error, (OutcomeUnknown, TimeoutError, *handler.unknown_errors))
 
 
 def _already_handled(run: str, command: Command, handler: Step, handled: AlreadyHandled) -> Execution:
@@ -370,7 +376,7 @@ def _retry_after_ms(error: Exception) -> int | None:
     return round(seconds * 1000)
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     """The error's message, as it can be stored. An exception's own ``__str__`` may fail as well."""
     try:
         text = str(error)

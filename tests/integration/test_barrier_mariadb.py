@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from watership import barrier, prune_barrier
 from watership.barrier import barrier_table
@@ -76,20 +79,73 @@ async def test_an_empty_compensation(bench: Bench) -> None:
     assert await bench.states() == {("act", 1): "empty", ("compensate", 1): "empty"}
 
 
-async def test_ddl_commits_by_itself_and_what_is_half_done_is_unknown(bench: Bench) -> None:
-    async def half(context: Order) -> None:
-        async with AsyncSession(bench.engine) as session, session.begin(), barrier(session):
-            await take_effect(session, context, "half")
-            await session.execute(sa.text("CREATE TABLE surprise (n INT)"))
-            raise RuntimeError("after a half")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CREATE TABLE surprise (n INT)",
+        "/* now */ DROP TABLE IF EXISTS surprise",
+        "TRUNCATE effect",
+        "LOCK TABLES effect WRITE",
+        "SET SESSION autocommit = 1",
+        "ANALYZE TABLE effect",
+        "START TRANSACTION",
+    ],
+)
+@pytest.mark.parametrize("where", ["inside", "behind"])
+async def test_what_commits_by_itself_is_refused(bench: Bench, text: str, where: str) -> None:
+    async def body(context: Order) -> None:
+        async with AsyncSession(bench.engine) as session:
+            async with barrier(session):
+                await take_effect(session, context, "no")
+                if where == "inside":
+                    await session.execute(sa.text(text))
+            await session.execute(sa.text(text))
 
-    await bench.act(half)
-    again = await bench.act()
-    assert again.outcome is Outcome.UNKNOWN
-    assert again.failure is not None
-    assert "may be half done" in again.failure.message
-    assert (await bench.compensate()).outcome is Outcome.DONE
-    assert await bench.actions() == ["act", "compensate"]
+    await bench.had_none(await bench.act(body), Outcome.FAILED, "in a barrier's transaction")
+
+
+async def test_what_only_looks_like_it_is_not(bench: Bench) -> None:
+    async def body(context: Order) -> None:
+        async with AsyncSession(bench.engine) as session, session.begin(), barrier(session):
+            await session.execute(sa.text("CREATE TEMPORARY TABLE mine (n INT)"))
+            await take_effect(session, context, "yes")
+            await session.execute(sa.text("DROP TEMPORARY TABLE mine"))
+            async with session.begin_nested() as savepoint:
+                await take_effect(session, context, "no")
+                await savepoint.rollback()
+            context.reservation = "yes"
+
+    assert (await bench.act(body)).outcome is Outcome.DONE
+    assert await bench.effects() == [("act", "yes", None)]
+
+
+async def test_a_deadlock_behind_the_block_rolls_the_effect_back(bench: Bench) -> None:
+    """InnoDB ends the whole transaction of the one that it chooses, and takes what follows for another."""
+    engine, other_waits = bench.engine, asyncio.Event()
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE shelf (n INT PRIMARY KEY, pieces INT) ENGINE=InnoDB"))
+        await connection.execute(sa.text("INSERT INTO shelf SELECT seq, 0 FROM seq_1_to_1000"))
+
+    async def other(connection: AsyncConnection) -> None:
+        await connection.execute(sa.text("UPDATE shelf SET pieces = 1 WHERE n > 1"))
+        other_waits.set()
+        await connection.execute(sa.text("UPDATE shelf SET pieces = 1 WHERE n = 1"))
+
+    async def body(context: Order) -> None:
+        async with AsyncSession(engine) as session, engine.connect() as connection:
+            async with barrier(session):
+                await take_effect(session, context, "no")
+            await session.execute(sa.text("UPDATE shelf SET pieces = 2 WHERE n = 1"))
+            waits = asyncio.create_task(other(connection))
+            await other_waits.wait()
+            with contextlib.suppress(DBAPIError):  # the other has written more, so that this one is chosen
+                await session.execute(sa.text("UPDATE shelf SET pieces = 2 WHERE n = 2"))
+            await waits
+            await connection.commit()
+            await session.commit()
+
+    words = "the database itself rolled the transaction of a barrier back"
+    await bench.had_none(await bench.act(body), Outcome.FAILED, words)
 
 
 async def test_names_are_told_apart_by_every_letter(engine: AsyncEngine, bench: Bench) -> None:

@@ -15,7 +15,7 @@ from watership import Response, SagaContext, SagaStepHandler, StepError, barrier
 from watership.barrier import BarrierBase, barrier_table
 from watership.container import PlainContainer
 from watership.execution import Command, Execution, Hands, execute
-from watership.machine.state import Action, idempotency_key
+from watership.machine.state import Action, Outcome, idempotency_key
 
 
 class Base(DeclarativeBase):
@@ -56,6 +56,34 @@ async def create_tables(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
         await connection.run_sync(BarrierBase.metadata.create_all)
+
+
+_held_at_commit = sa.MetaData()
+_parent = sa.Table("parent", _held_at_commit, sa.Column("parent_id", sa.Integer, primary_key=True))
+_child = sa.Table(
+    "child",
+    _held_at_commit,
+    sa.Column("child_id", sa.Integer, primary_key=True),
+    sa.Column("parent_id", sa.ForeignKey("parent.parent_id", deferrable=True, initially="DEFERRED")),
+)
+
+
+async def foreign_keys_at_commit(engine: AsyncEngine) -> None:
+    """A table whose foreign key is looked at by the commit, so that the commit is what fails."""
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine.sync_engine, "connect")
+        def look(dbapi_connection: Any, _: Any) -> None:
+            dbapi_connection.execute("PRAGMA foreign_keys=ON")
+
+        await engine.dispose()  # its connections so far do not look
+    async with engine.begin() as connection:
+        await connection.run_sync(_held_at_commit.create_all)
+
+
+def orphan(parent_id: int = 7) -> sa.Insert:
+    """A row that no commit takes, unless its parent is there by then."""
+    return sa.insert(_child).values(parent_id=parent_id)
 
 
 async def take_effect(session: Session, context: Order, run: str) -> Reserved | None:
@@ -151,3 +179,11 @@ class Bench:
         query = sa.select(row.action, row.generation, row.state).where(row.saga_id == self.saga_id)
         async with self.engine.connect() as connection:
             return {(action, number): state for action, number, state in (await connection.execute(query)).all()}
+
+    async def had_none(self, ended: Execution, outcome: Outcome, words: str) -> None:
+        """The run says so, had no effect, and the next one is free to have it."""
+        assert ended.outcome is outcome
+        assert ended.failure is not None
+        assert words in ended.failure.message, ended.failure.message
+        assert (await self.effects(), await self.states()) == ([], {})
+        assert (await self.act()).outcome is Outcome.DONE

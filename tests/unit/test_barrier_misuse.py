@@ -210,7 +210,8 @@ async def test_a_commit_behind_our_back_makes_a_duplicate_unknown(bench: Bench) 
     async def half(context: Order) -> None:
         async with AsyncSession(bench.engine) as session, barrier(session):
             await take_effect(session, context, "half")
-            await (await session.connection()).exec_driver_sql("COMMIT")
+            driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+            await driver.commit()
             raise SoldOut("after a half")
 
     await bench.act(half)

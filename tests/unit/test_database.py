@@ -31,7 +31,7 @@ def test_a_passing_error_is_tried_again_and_never_dead_letters_a_message(error: 
     assert is_passing(error) is expected
 
 
-@pytest.mark.parametrize("url", ["sqlite+aiosqlite:///orders.db", "postgresql://localhost/orders", "nonsense"])
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite:///orders.db", "mysql://localhost/orders", "nonsense"])
 def test_the_services_need_postgres_and_say_so(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"postgresql\+asyncpg|cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"postgresql\+asyncpg"):
         open_database(url)

@@ -6,7 +6,7 @@ For `execution`, which makes it, and `barrier`, which finds it. It must never kn
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,12 +21,17 @@ from watership.saga.step import StepEvent, StepRun
 EVENTS_MAX = 100  # of one run
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Block:
     """A barrier's block, and what became of its transaction.
 
     ``patch``, ``response`` and ``told`` are what it wrote for later runs of the same action, once it has ``ended``.
-    ``answers``: a response was set inside it, and ``answer`` is that object; so are ``events``.
+    ``answers``: a response was set inside it, and ``answer`` is that object; so are ``events``. ``failed``: it ended by an
+    error, and was rolled back. ``abandoned``: its run has ended, so that no commit may come any more.
     """
 
     ended: bool = False
@@ -36,8 +41,17 @@ class Block:
     answer: Any = None
     events: tuple[StepEvent, ...] = ()
     told: tuple[dict[str, Any], ...] = ()
+    failed: bool = False
+    abandoned: bool = False
     committing: bool = False  # a commit was begun: from here only the database knows whether it took place
+    commit_error: BaseException | None = None  # what that came to, if it did not say "committed"
     rolled_back: bool = False
+    is_open: Callable[[], bool] = _never  # its transaction is there still: no commit and no rollback of it came back
+
+    @property
+    def committed(self) -> bool:
+        """The database said so. If not, it may be committed all the same, once a commit was begun."""
+        return self.committing and self.commit_error is None and not self.is_open()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -45,7 +59,9 @@ class HandlerRun:
     """What is known of the run that a handler is in.
 
     ``before``: the context as the run found it, as JSON data of its class; ``whole``: all of it, with the fields that this
-    class does not have; ``strays``: attributes that are no fields, and were there before. ``acted``: the saga's log has the act as done, so that what it changed is in the context.
+    class does not have; ``strays``: attributes that are no fields, and were there before. ``acted``: the saga's log has the
+    act as done, so that what it changed is in the context. ``block_error``: what the last block that failed did so by; another
+    may be there since.
     """
 
     step: StepRun
@@ -56,12 +72,26 @@ class HandlerRun:
     acted: bool = False
     strays: frozenset[str] = frozenset()
     block: Block | None = None
+    block_error: BaseException | None = None
     handled: AlreadyHandled | None = None
 
     @property
     def where(self) -> str:
         """The run in words, for a message."""
         return f"saga {self.step.saga_id}, step {self.step.step}"
+
+    def uncommitted(self) -> tuple[str, BaseException | None] | None:
+        """What is to be said if the handler returns now, and its barrier's transaction is not known to be committed."""
+        block, failed_by = self.block, self.block_error
+        if block is None and failed_by is not None:
+            return "its barrier's block failed; let the error leave the handler, or try in another block", failed_by
+        if block is None or block.committed:
+            return None
+        if block.committing:
+            return "the commit of its barrier's transaction failed, or was not awaited", block.commit_error
+        was = "rolled back, not committed" if block.rolled_back else "not committed"
+        how = "commit after the block: async with session.begin(), barrier(session): ..."
+        return f"the transaction of its barrier was {was}; {how}", None
 
     def patch(self) -> dict[str, Any]:
         """What the run changed so far. Raises `InvalidPayload` or `LimitExceeded` if it could not be kept."""

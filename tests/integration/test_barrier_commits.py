@@ -1,0 +1,118 @@
+"""Commits that PostgreSQL refuses, or answers by a rollback without a word: the run behind the barrier is never done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from watership import barrier
+from watership.machine.state import Outcome
+
+from tests.support.barred_step import (
+    Bench,
+    Effect,
+    Order,
+    create_tables,
+    foreign_keys_at_commit,
+    orphan,
+    take_effect,
+)
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(database_url)
+    await create_tables(engine)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def bench(engine: AsyncEngine) -> Bench:
+    return Bench(engine)
+
+
+async def test_a_constraint_that_is_looked_at_by_the_commit(bench: Bench) -> None:
+    await foreign_keys_at_commit(bench.engine)
+
+    async def body(context: Order) -> None:
+        with contextlib.suppress(IntegrityError):
+            async with AsyncSession(bench.engine) as session, session.begin(), barrier(session):
+                await take_effect(session, context, "no")
+                await session.execute(orphan())
+
+    await bench.had_none(await bench.act(body), Outcome.UNKNOWN, "violates foreign key constraint")
+
+
+async def test_a_commit_that_cannot_be_serialized(bench: Bench) -> None:
+    strict = bench.engine.execution_options(isolation_level="SERIALIZABLE")
+    count = sa.select(sa.func.count()).select_from(Effect)
+
+    async def body(context: Order) -> None:
+        async with AsyncSession(strict) as session:
+            async with barrier(session):
+                await session.execute(count)
+                await take_effect(session, context, "no")
+            async with AsyncSession(strict) as other, other.begin():
+                await other.execute(count)
+                await other.execute(sa.insert(Effect).values(saga_id="other", action="act", run="other"))
+            with contextlib.suppress(DBAPIError):
+                await session.commit()
+
+    await bench.had_none(await bench.act(body), Outcome.UNKNOWN, "could not serialize access")
+
+
+async def test_a_link_that_is_cut_before_the_commit(bench: Bench) -> None:
+    async def body(context: Order) -> None:
+        async with AsyncSession(bench.engine) as session:
+            async with barrier(session):
+                await take_effect(session, context, "no")
+            pid = (await session.execute(sa.text("SELECT pg_backend_pid()"))).scalar_one()
+            async with bench.engine.connect() as other:
+                await other.execute(sa.text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
+            with contextlib.suppress(DBAPIError):
+                await session.commit()
+
+    await bench.had_none(await bench.act(body), Outcome.UNKNOWN, "the commit of its barrier's transaction failed")
+
+
+async def test_a_commit_of_a_transaction_that_a_statement_has_broken(bench: Bench) -> None:
+    """PostgreSQL answers it by ROLLBACK, and no driver tells."""
+
+    async def body(context: Order) -> None:
+        async with AsyncSession(bench.engine) as session, session.begin():
+            async with barrier(session):
+                await take_effect(session, context, "no")
+            with contextlib.suppress(DBAPIError):
+                await session.execute(sa.text("SELECT 1 / 0"))
+
+    ended = await bench.act(body)
+    await bench.had_none(ended, Outcome.FAILED, "the database itself rolled the transaction of a barrier back")
+
+
+async def test_a_statement_that_fails_in_a_savepoint_behind_the_block_costs_nothing(bench: Bench) -> None:
+    async def body(context: Order) -> None:
+        async with AsyncSession(bench.engine) as session, session.begin():
+            async with barrier(session):
+                await take_effect(session, context, "yes")
+            with contextlib.suppress(DBAPIError):
+                async with session.begin_nested():
+                    await session.execute(sa.text("SELECT 1 / 0"))
+
+    assert (await bench.act(body)).outcome is Outcome.DONE
+    assert await bench.effects() == [("act", "yes", None)]
+
+
+async def test_two_phases_are_refused(bench: Bench) -> None:
+    async def body(_: Order) -> None:
+        async with AsyncSession(bench.engine, twophase=True) as session, session.begin(), barrier(session):
+            raise AssertionError("it must not run")
+
+    await bench.had_none(await bench.act(body), Outcome.FAILED, "and this session's has two phases")
