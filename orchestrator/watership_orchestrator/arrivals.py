@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
 from watership import codec
-from watership.errors import LimitExceeded
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
 from watership.messages import AdminRequest, ErrorOnWire, ReplyOutcome, Signal, StartSaga, StepReply
@@ -124,7 +123,7 @@ def within_limits(state: SagaState, reply: StepReply) -> StepReply:
     """A reply whose patch takes the context over its limit: the step may have acted, and its changes cannot be kept."""
     if not reply.patch:
         return reply
-    over = _over_the_limit(state, reply.patch, f"saga {reply.saga_id}, step {reply.step}")
+    over = codec.over_the_limit(state.context, reply.patch, what=f"saga {reply.saga_id}, step {reply.step}")
     if over is None:
         return reply
     error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
@@ -133,12 +132,5 @@ def within_limits(state: SagaState, reply: StepReply) -> StepReply:
 
 def too_large(state: SagaState, field: str, data: Any) -> str | None:
     """Why a signal's data has no room in the context; None: it has."""
-    over = _over_the_limit(state, {field: data}, field)
+    over = codec.over_the_limit(state.context, {field: data}, what=field)
     return str(over) if over is not None else None
-
-
-def _over_the_limit(state: SagaState, patch: Mapping[str, Any], what: str) -> LimitExceeded | None:
-    size = len(codec.dumps({**state.context, **patch}))
-    if size <= codec.CONTEXT_BYTES_MAX:
-        return None
-    return LimitExceeded(f"{what}: the context's size in bytes", value=size, limit=codec.CONTEXT_BYTES_MAX)

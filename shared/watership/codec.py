@@ -66,6 +66,14 @@ def encode_context(context: Mapping[str, Any], *, what: str, bytes_max: int = CO
     return body
 
 
+def over_the_limit(context: Mapping[str, Any], patch: Mapping[str, Any], *, what: str) -> LimitExceeded | None:
+    """Why a context has no room for a patch; None: it has. Both have passed `check`, each at its own edge."""
+    size = len(orjson.dumps({**context, **patch}))
+    if size <= CONTEXT_BYTES_MAX:
+        return None
+    return LimitExceeded(f"{what}: the context's size in bytes", value=size, limit=CONTEXT_BYTES_MAX)
+
+
 def encode_response(response: Any, *, what: str) -> bytes:
     """A step's response as JSON, checked like a context: a reply must fit into a message with both."""
     check(response, what=what)

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from watership import Parallel, Saga, SagaMap, SagaMediator, SignalRefused, Sleep, Verified, Wait, bootstrap
+from watership import (
+    Parallel,
+    Saga,
+    SagaMap,
+    SagaMediator,
+    SignalRefused,
+    Sleep,
+    Verified,
+    Wait,
+    bootstrap,
+    codec,
+)
 from watership.machine.effects import PublishEvent, effects_of
 from watership.machine.state import Status
 from watership.saga.storage.protocol import SagaStorage
@@ -86,6 +97,21 @@ async def test_a_member_that_fails_has_the_others_undone(mediator: SagaMediator)
     assert sorted(CALLS) == ["act A", "act B", "compensate B"]
 
 
+async def test_a_group_that_writes_more_than_the_context_holds_is_undone(
+    mediator: SagaMediator, storage: SagaStorage
+) -> None:
+    """Each member's changes are within the limit, as it sees the context; together they are not (law 10)."""
+    large = "n" * (codec.CONTEXT_BYTES_MAX * 2 // 3)
+
+    HOOKS["act A"] = lambda context: setattr(context, "order_id", large)
+    HOOKS["act B"] = lambda context: setattr(context, "approval", Approval(large))
+    result = await mediator.run(Order(), timeout_s=WITHIN_S)
+    assert result.compensated
+    assert "the context's size in bytes" in str(result.error)
+    assert sorted(CALLS) == ["act A", "act B", "compensate A", "compensate B"]
+    assert len(codec.dumps((await storage.load(result.saga_id)).state.context)) < codec.CONTEXT_BYTES_MAX  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("when", ["before the saga", "before the wait"])
 async def test_an_early_signal_is_kept(mediator: SagaMediator, when: str) -> None:
     saga_id, gate = uuid.uuid4(), Gate("act A")
@@ -122,6 +148,24 @@ async def test_a_signal_that_does_not_fit_is_refused(mediator: SagaMediator, sto
         await mediator.signal(saga_id, "pickup")
     await mediator.signal(saga_id, "approval", {"name": "Ann"})
     assert (await mediator.result(saga_id, timeout_s=WITHIN_S)).completed
+
+
+@pytest.mark.parametrize("when", ["before the saga", "while it waits"])
+async def test_a_signal_that_has_no_room_in_the_context_is_refused(
+    mediator: SagaMediator, storage: SagaStorage, when: str
+) -> None:
+    """Each of the two is within the limits; together they are not (law 10)."""
+    saga_id, large = uuid.uuid4(), {"name": "n" * (codec.CONTEXT_BYTES_MAX // 2)}
+    if when == "before the saga":
+        await mediator.signal(saga_id, "approval", large)
+    await mediator.start(Order("o" * (codec.CONTEXT_BYTES_MAX // 2)), saga_id)
+    await until_waiting(storage, saga_id)
+    if when == "while it waits":
+        with pytest.raises(SignalRefused, match=r"does not fit: approval: the context's size .* the limit is 262144"):
+            await mediator.signal(saga_id, "approval", large)
+    await mediator.signal(saga_id, "approval", {"name": "Ann"})
+    result = await mediator.result(saga_id, timeout_s=WITHIN_S)
+    assert result.context.approval == Approval("Ann")
 
 
 async def test_a_wait_without_a_signal_compensates(storage: SagaStorage) -> None:

@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from watership.errors import LeaseLost, SagaConflict
 from watership.machine import events as e
-from watership.machine.state import Action, Outcome, Status
+from watership.machine.state import MACHINE_VERSION, Action, Outcome, Status
 from watership.saga.storage.keeper import LeaseThread
-from watership.saga.storage.protocol import HeldElsewhere, Lease, LogEntry, SagaStorage
+from watership.saga.storage.protocol import EarlySignal, HeldElsewhere, Lease, LogEntry, SagaStorage
+from watership.saga.storage.schema import saga_table
 from watership.saga.storage.sqlalchemy import SqlAlchemySagaStorage
 
 from tests.support.stored_sagas import (
@@ -25,6 +26,34 @@ from tests.support.stored_sagas import (
     acquire_when_free,
     assert_stored,
 )
+
+# --- early signals that nobody here can give ---------------------------------------------------------------------------
+
+
+async def test_early_signals_of_sagas_that_are_not_bound_here_stand_in_nobodys_way(storage: SagaStorage) -> None:
+    theirs, ours = [await StoredSaga(storage, name=name).create() for name in ("Theirs", "Ours")]
+    for saga in (theirs, ours):
+        await storage.keep_signal(EarlySignal(saga.saga_id, "s-1", "approval", {"n": 1}))
+    assert [one.saga_id for one in await storage.early_signals(names=["Ours"], limit=1)] == [ours.saga_id]
+    assert await storage.early_signals(names=[]) == []
+    assert [one.saga_id for one in await storage.early_signals(saga_id=theirs.saga_id)] == [theirs.saga_id]
+    assert len(await storage.early_signals()) == 2
+
+
+async def test_early_signals_of_sagas_of_a_newer_version_stand_in_nobodys_way(
+    sql_storage: SqlAlchemySagaStorage,
+) -> None:
+    newer, ours = [await StoredSaga(sql_storage).create() for _ in range(2)]
+    for saga in (newer, ours):
+        await sql_storage.keep_signal(EarlySignal(saga.saga_id, "s-1", "approval", {"n": 1}))
+    engine = create_async_engine(sql_storage._url)
+    async with engine.begin() as connection:
+        row = sa.update(saga_table).where(saga_table.c.saga_id == newer.saga_id)
+        await connection.execute(row.values(machine_version=MACHINE_VERSION + 1))
+    await engine.dispose()
+    assert [one.saga_id for one in await sql_storage.early_signals(limit=1)] == [ours.saga_id]
+    assert await sql_storage.early_signals(saga_id=newer.saga_id) == []
+
 
 # --- many at once ----------------------------------------------------------------------------------------------------
 

@@ -330,6 +330,13 @@ async def test_a_run_has_its_signals() -> None:
     assert (await run(Patient, Order(), signals={"approval": Approval("Bob")})).context.approval == Approval("Bob")
 
 
+async def test_a_signal_that_came_before_its_saga_comes_before_its_wait_ends() -> None:
+    """Though the wait is the first of all, and virtual time passes at once."""
+    saga = saga_of([Wait("approval", into="approval", timeout_s=7 * 86_400), C])
+    result = await run(saga, Order(), signals={"approval": {"name": "Ann"}})
+    assert (result.status, result.elapsed_ms) == (Status.COMPLETED, 0)
+
+
 async def test_a_signal_that_a_test_gets_wrong_is_named() -> None:
     with pytest.raises(DefinitionError, match="Patient waits for no signal aproval; its signals: approval"):
         await run(Patient, Order(), signals={"aproval": {}})

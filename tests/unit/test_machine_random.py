@@ -246,6 +246,16 @@ class World(RuleBasedStateMachine):
             self.deliveries.remove(delivery)
             self.happens(e.DispatchWithdrawn(delivery.command.step, Action.ACT, delivery.command.attempt))
 
+    @precondition(lambda self: self.awaited())
+    @rule(which=ANY)
+    def its_process_leaves_before_it_begins(self, which: int) -> None:
+        awaited = self.awaited()
+        delivery = awaited[which % len(awaited)]
+        it = delivery.command
+        if delivery.runs == 0 and self.is_newest(delivery):
+            self.deliveries.remove(delivery)
+            self.happens(e.DispatchPutOff(it.step, it.action, it.attempt))
+
     @precondition(lambda self: self.plan.waits and self.state.status is not Status.PENDING)
     @rule(which=ANY, ok=OFTEN, trouble=st.sampled_from([None, None, None, "ok: not a bool"]))
     def a_signal_comes(self, which: int, ok: bool, trouble: str | None) -> None:

@@ -326,6 +326,29 @@ def test_what_may_have_been_delivered_earlier_is_not_withdrawn(given: Any) -> No
         story.expect_compensate("A")
 
 
+def test_what_was_put_off_is_run_as_the_same_attempt(given: Any) -> None:
+    put_off = e.DispatchPutOff("A", Action.ACT, 1)
+    story = given(step("A", rerun=False)).started().when(put_off).expect_no_command()
+    story.after(0).expect_act("A", attempt=1).when_failed("A").expect_status("COMPENSATED")
+    assert not story.state.step("A").act.may_have_run, "it ran once"
+    back = given(*ABC.nodes).started().when_done("A").when_failed("B").when(e.DispatchPutOff("A", Action.COMPENSATE, 1))
+    back.expect_no_command().after(0).expect_compensate("A", attempt=1)
+
+
+def test_what_was_put_off_is_not_run_after_the_turn(given: Any) -> None:
+    put_off = e.DispatchPutOff("B", Action.ACT, 1)
+    for story in (
+        given(*ABC.nodes).started().when_done("A").when_cancelled().when(put_off),
+        given(*ABC.nodes).started().when_done("A").when(put_off).when_cancelled(),
+    ):
+        story.expect_compensate("A").when_done("A").expect_status("COMPENSATED")
+
+
+def test_what_may_have_begun_earlier_is_not_put_off(given: Any) -> None:
+    story = given(*ABC.nodes).started().after(DEADLINE_S).when(e.DispatchPutOff("A", Action.ACT, 1))
+    assert story.state.awaits("A", Action.ACT, 1)
+
+
 def test_no_act_is_sent_again_after_the_turn(given: Any) -> None:
     story = given(*ABC.nodes).started().when_cancelled()
     story.when(e.DispatchRepeated("A", Action.ACT, 1, unsent=False)).expect_no_command()

@@ -133,6 +133,15 @@ class DispatchWithdrawn:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DispatchPutOff:
+    """The process that was to run this leaves, and it is certain that it did not begin: another one runs it."""
+
+    step: str
+    action: Action
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RetryRequested:
     """An operator wants the saga to go on now. ``seq`` is the log entry that they had seen; None: any."""
 
@@ -162,6 +171,7 @@ Event = (
     | DispatchRepeated
     | RunInterrupted
     | DispatchWithdrawn
+    | DispatchPutOff
     | RetryRequested
     | CompensateRequested
 )

@@ -286,6 +286,16 @@ def _dispatch_withdrawn(d: Decision, event: e.DispatchWithdrawn) -> None:
         go_on(d)
 
 
+def _dispatch_put_off(d: Decision, event: e.DispatchPutOff) -> None:
+    if not d.state.awaits(event.step, event.action, event.attempt):
+        return
+    if d.state.step(event.step).of(event.action).doubtful:
+        return  # this time it did not begin; an earlier delivery may have
+    d.record(c.Delayed(event.step, event.action, event.attempt, d.now_ms))
+    if event.action is Action.ACT and d.state.status is Status.COMPENSATING:
+        go_on(d)  # it will not be sent again: dropped
+
+
 _REACTIONS: dict[type[e.Event], Callable[[Decision, Any], None]] = {
     e.SagaStarted: _saga_started,
     e.PlanFound: _plan_found,
@@ -298,6 +308,7 @@ _REACTIONS: dict[type[e.Event], Callable[[Decision, Any], None]] = {
     e.DispatchRepeated: _dispatch_repeated,
     e.RunInterrupted: _run_interrupted,
     e.DispatchWithdrawn: _dispatch_withdrawn,
+    e.DispatchPutOff: _dispatch_put_off,
     e.RetryRequested: retry_requested,
     e.CompensateRequested: compensate_requested,
 }

@@ -20,9 +20,10 @@ from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
 from watership.machine.react import Reaction, react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
-from watership.saga.job import FOLLOW_EVERY_MS, Job, LetGo, Seat, Start
+from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
+from watership.saga.limits import within_limits
 from watership.saga.pruned import why_gone
-from watership.saga.runs import Happening, Runs, run_action
+from watership.saga.runs import Happening, Runs, keep_unrecorded, leave_unanswered, run_action
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
@@ -40,6 +41,7 @@ class Drive:
         self.saga_id, self.watch = saga_id, SagaWatch(saga_id)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start: Start | None = None
+        self.may_drive = asyncio.Event()  # set by whoever started it, once the signals that came before it are with it
         self._storage = seat.storage
         self._keeper = seat.keeper
         self._clock = seat.clock
@@ -87,9 +89,11 @@ class Drive:
 
     async def main(self, start: Start | None) -> None:
         """Makes the saga, or finds it, and drives it to its end."""
-        self.start = start
+        self.start, failed = start, None
         try:
             lease = await self._create(start) if start is not None else None
+            if lease is not None:
+                await self.may_drive.wait()
             while True:
                 if lease is None:
                     lease = await self._join(start)
@@ -101,6 +105,7 @@ class Drive:
                     return  # recovery finds it again when its moment comes
                 lease = None  # lost to another process, or let go: follow it
         except Exception as error:  # whatever went wrong is told to the watchers; recovery takes the saga up again
+            failed = error
             self.watch.failed(error)
             if not self.started.done():
                 self.started.set_exception(error)
@@ -109,14 +114,8 @@ class Drive:
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
         finally:
             self.ended = True
-            self._leave_unanswered()
-
-    def _leave_unanswered(self) -> None:
-        for happening in self._inbox:
-            if happening.answer is not None and not happening.answer.done():
-                words = f"saga {self.saga_id}: this process let it go before it took that up; try again"
-                happening.answer.set_exception(LetGo(words))
-                happening.answer.exception()  # seen: nobody may wait for it any more
+            leave_unanswered(self.saga_id, self._inbox, failed)
+            await keep_unrecorded(self._storage, self.saga_id, self._inbox)
 
     def _is_durable(self) -> None:
         if not self.started.done():
@@ -140,9 +139,9 @@ class Drive:
         return lease
 
     async def _join(self, start: Start | None) -> Lease | None:
-        """Follows a saga that exists until its lease is ours; None once it is over, or we are stopping."""
+        """Follows a saga that exists until its lease is ours; None once it is over, or we are stopping and owe nothing."""
         poll_ms = self._seat.follow_every_ms
-        while not self._stopping:
+        while not self._stopping or self._owes:
             self._wake.clear()
             record = await self._storage.load(self.saga_id)
             if record is None:
@@ -181,6 +180,11 @@ class Drive:
             await self._clock.wait(self._wake, timeout_ms=max(wait_ms, 1))
         return None
 
+    @property
+    def _owes(self) -> bool:
+        """Something ran here, and that is not on record: nobody leaves before it is (law 6)."""
+        return any(happening.execution is not None for happening in self._inbox)
+
     async def _asleep_ms(self, state: SagaState) -> int:
         """How long a saga only waits for its moment; 0: it does not."""
         return state.due_at_ms - await self._storage.now_ms() if state.sleeps and state.due_at_ms is not None else 0
@@ -218,12 +222,14 @@ class Drive:
         try:
             released = False
             while not released:
-                if self._stopping and not self._runs:  # whoever recovers it need not wait for the lease to run out
-                    await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 0))
-                    return False
+                if self._stopping and not self._runs and not self._owes:
+                    if not await self._hand_over(lease):
+                        return False
+                    break
                 happening = await self._next()
                 if happening is not None:
                     released = await self._follow(lease, happening)
+                    happening = None  # on record
                 elif self._asleep:
                     await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 1))
                     return True
@@ -234,9 +240,12 @@ class Drive:
             late += await self._runs.rest()
             self._inbox[:0] = [one for one in late if isinstance(one.event, e.StepReplied) or one.answer is not None]
             return True
-        except Exception:
-            await self._runs.rest()
-            await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
+        except BaseException as error:
+            if happening is not None:
+                self._inbox.insert(0, happening)  # it is not on record: told to who asked, or kept in the ledger
+            if isinstance(error, Exception):
+                self._inbox += await self._runs.rest()
+                await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
             raise
         finally:
             self._runs.cancel()
@@ -244,6 +253,19 @@ class Drive:
         if self._inbox:
             return True
         self._tell_end(self._state)
+        return False
+
+    async def _hand_over(self, lease: Lease) -> bool:
+        """Gives the lease up, so that nobody waits for it to run out, with what was never begun marked as such.
+
+        Whether the saga is over with that.
+        """
+        while unbegun := [one for one in self._unbegun() if not one[2].doubtful]:
+            name, action, state = unbegun[0]
+            event = e.DispatchPutOff(name, action, state.attempt)
+            if await self._follow(lease, Happening(event, f"put_off:{name}:{action}:{state.attempt}")):
+                return True
+        await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 0))
         return False
 
     async def _next(self) -> Happening | None:
@@ -256,7 +278,7 @@ class Drive:
             return self._inbox.pop(0)
         if not self._runs and self._state.rests:
             return Happening(e.TimePassed(), "time")  # nothing follows: `_follow` gives the lease up
-        unbegun = self._unbegun()
+        unbegun = self._unbegun() if not self._stopping else []
         for name, action, state in unbegun:
             if action is Action.ACT and self._state.status is Status.COMPENSATING:
                 return Happening(e.DispatchWithdrawn(name, action, state.attempt), "overtaken")  # never run here
@@ -266,8 +288,8 @@ class Drive:
         return await self._wait(self._timer_ms())  # a signal, a cancel or the deadline may come meanwhile
 
     def _unbegun(self) -> list[tuple[str, Action, ActionState]]:
-        """What is awaited and does not run yet; nothing if the saga is parked, or we are stopping."""
-        if self._state.parked_reason is not None or self._stopping:
+        """What is awaited and does not run yet; nothing if the saga is parked."""
+        if self._state.parked_reason is not None:
             return []
         return [
             (name, action, state)
@@ -316,7 +338,8 @@ class Drive:
     async def _follow(self, lease: Lease, happening: Happening) -> bool:
         """Asks the machine, writes what it decided, and only then goes on. Whether that gave the lease up."""
         now_ms = self._now_ms()
-        reaction = react(self._plan, self._state, happening.event, now_ms)
+        event = within_limits(self._plan, self._state, happening.event)
+        reaction = react(self._plan, self._state, event, now_ms)
         released = reaction.state.rests and not self._runs
         if reaction.ledger is not None:
             cause = codec.dumps({"cause": happening.cause}).decode()

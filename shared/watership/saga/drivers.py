@@ -28,6 +28,7 @@ from watership.machine import events as e
 from watership.machine.nodes import PAUSE_MS_MAX
 from watership.saga.compile import Definition
 from watership.saga.driver import Drive
+from watership.saga.early import EarlySignals
 from watership.saga.job import FOLLOW_EVERY_MS, Job, LetGo, Seat, Start
 from watership.saga.models import shape_of
 from watership.saga.pruned import why_gone
@@ -65,6 +66,7 @@ class Drivers:
         self._jobs: dict[str, Job] = {}
         follow_every_ms = PAUSE_MS_MAX if alone else FOLLOW_EVERY_MS
         self._seat = Seat(storage, clock, storage.keeper(), follow_every_ms=follow_every_ms)
+        self._early = EarlySignals(self.take_early)
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
@@ -92,10 +94,14 @@ class Drivers:
         elif drive.start.input_hash != start.input_hash:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         drive.is_watched = True
-        await asyncio.shield(drive.started)
-        if job.definition.plan.waits:
-            for signal in await self.storage.early_signals(saga_id=saga_id):
-                await self.take_early(job, signal)
+        try:
+            await asyncio.shield(drive.started)
+            if job.definition.plan.waits:
+                for signal in await self.storage.early_signals(saga_id=saga_id):
+                    self._early.begin(job, signal)
+                await asyncio.sleep(0)  # each is with the drive now, ahead of time and of whatever else is asked
+        finally:
+            drive.may_drive.set()
         return drive
 
     async def join(self, job: Job, saga_id: uuid.UUID, *, request: e.Event | None = None) -> Drive:
@@ -108,16 +114,18 @@ class Drivers:
         return drive
 
     async def ask(self, job: Job, saga_id: uuid.UUID, event: e.Event, cause: str) -> str | None:
-        """Gives a saga that exists an event; once that is on record, why it was refused, or None."""
-        while True:
+        """Gives a saga that exists an event; once that is on record, why it was refused, or None.
+
+        Raises what kept it from being recorded: the store is away, a newer version wrote the saga.
+        """
+        while not self._closed:
             drive = self._drive_of(saga_id, job)
             answer = drive.request(event, cause)
             try:
                 return await answer
             except LetGo:
                 await asyncio.sleep(0)  # it ended meanwhile: another drive takes the event up
-                if self._closed:
-                    raise
+        raise LetGo(f"saga {saga_id}: this process was closed before it took that up; try again")
 
     async def signal(self, job: Job, signal: EarlySignal) -> None:
         """Gives a saga that exists its signal. Raises `SignalRefused`."""
@@ -198,11 +206,11 @@ class Drivers:
 
     async def _recover_signals(self) -> None:
         """Signals that came while their saga was being made, by a process that did not live to see it."""
-        for signal in await self.storage.early_signals():
+        for signal in await self.storage.early_signals(names=list(self._jobs)):
             record = await self.storage.load(signal.saga_id)
             job = self._jobs.get(record.state.name) if record is not None else None
             if job is not None:
-                await self.take_early(job, signal)
+                self._early.begin(job, signal)
 
     async def _take_starts(self, room: int) -> list[SagaWatch]:
         """Takes up what was started in transactions. Whoever fails here leaves the row to the next look."""
@@ -238,7 +246,7 @@ class Drivers:
             self._recovery = None
         for drive in self._drives.values():
             drive.stop()
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._early.tasks]
         if tasks:
             await asyncio.wait(tasks, timeout=DRAIN_S)
         for task in tasks:

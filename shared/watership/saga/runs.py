@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from watership import codec
+from watership.errors import StartRejected
 from watership.execution import Command, Execution, execute
 from watership.machine import events as e
 from watership.machine.state import Action, Outcome, SagaState
-from watership.saga.job import Job
+from watership.saga.job import Job, LetGo
+from watership.saga.storage.protocol import SagaStorage
+
+log = logging.getLogger("watership.driver")
+
+KEEP_WITHIN_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +74,36 @@ class Runs:
         tasks = list(self._tasks.values())
         self._tasks.clear()
         return [done for done in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(done, Happening)]
+
+
+def leave_unanswered(saga_id: uuid.UUID, happenings: Iterable[Happening], failed: Exception | None) -> None:
+    """Tells whoever waits for an answer that their drive has ended: what it failed with, or that it let the saga go."""
+    if failed is None or isinstance(failed, StartRejected):  # why its start was refused is no answer to others
+        failed = LetGo(f"saga {saga_id}: this process let it go before it took that up; try again")
+    for happening in happenings:
+        if happening.answer is not None and not happening.answer.done():
+            happening.answer.set_exception(failed)
+            happening.answer.exception()  # seen: nobody may wait for it any more
+
+
+async def keep_unrecorded(storage: SagaStorage, saga_id: uuid.UUID, happenings: Iterable[Happening]) -> None:
+    """Law 6, at the very last: what ran here and could not be told to the machine is in the ledger, for a person to see.
+
+    Another process is about to take the saga up, or has; or the store is away, and then the log of this process has it.
+    """
+    for happening in happenings:
+        event = happening.event
+        if happening.execution is None or not isinstance(event, e.StepReplied):
+            continue
+        run = f"{event.action} {event.step} attempt {event.attempt}"
+        reason = f"{run} ended {event.outcome} here, and its process ended before that could be recorded"
+        log.error("saga %s: %s", saga_id, reason)
+        said = {"cause": happening.cause, "outcome": event.outcome, "patch": event.patch}
+        try:
+            async with asyncio.timeout(KEEP_WITHIN_S):
+                await storage.keep_in_ledger(saga_id, reason, codec.dumps(said).decode())
+        except Exception:
+            log.exception("saga %s: its ledger could not be written", saga_id)
 
 
 async def run_action(

@@ -159,9 +159,13 @@ class MemorySagaStorage:
         """See `SagaStorage.keep_signal`."""
         self._signals.setdefault((signal.saga_id, signal.signal_id), signal)
 
-    async def early_signals(self, *, saga_id: uuid.UUID | None = None, limit: int = 100) -> list[EarlySignal]:
+    async def early_signals(
+        self, *, saga_id: uuid.UUID | None = None, names: Sequence[str] | None = None, limit: int = 100
+    ) -> list[EarlySignal]:
         """See `SagaStorage.early_signals`."""
         found = [one for one in self._signals.values() if one.saga_id in self._rows and saga_id in (None, one.saga_id)]
+        if names is not None:
+            found = [one for one in found if self._rows[one.saga_id].state.name in names]
         return found[:limit]
 
     async def forget_signal(self, signal: EarlySignal) -> None:

@@ -203,8 +203,13 @@ class SagaStorage(Protocol):
     async def keep_signal(self, signal: EarlySignal) -> None:
         """Keeps a signal whose saga does not exist yet; harmless if it is kept already."""
 
-    async def early_signals(self, *, saga_id: uuid.UUID | None = None, limit: int = 100) -> list[EarlySignal]:
-        """Kept signals whose saga exists by now, or those of one saga, oldest first."""
+    async def early_signals(
+        self, *, saga_id: uuid.UUID | None = None, names: Sequence[str] | None = None, limit: int = 100
+    ) -> list[EarlySignal]:
+        """Kept signals whose saga exists by now, or those of one saga, or of sagas of these names; oldest first.
+
+        None of sagas that a newer version wrote: they wait for a process that can read them.
+        """
 
     async def forget_signal(self, signal: EarlySignal) -> None:
         """It is in its saga's log, or was refused."""

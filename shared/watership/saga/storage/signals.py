@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from watership import codec
+from watership.machine.state import MACHINE_VERSION
 from watership.saga.storage.protocol import EarlySignal
 from watership.saga.storage.queries import EMBEDDED, Queries
 from watership.saga.storage.schema import saga_table, signal_table
@@ -34,12 +36,18 @@ def forget_signal(namespace: str, signal: EarlySignal) -> sa.Delete:
     return sa.delete(signal_table).where(_signal.namespace == namespace, _signal.driver == EMBEDDED, *one)
 
 
-def early_signals(namespace: str, saga_id: uuid.UUID | None, limit: int) -> sa.Select[*tuple[Any, ...]]:
-    """Those whose saga exists, or those of one saga, oldest first."""
-    there = sa.exists().where(saga_table.c.saga_id == _signal.saga_id, saga_table.c.namespace == _signal.namespace)
+def early_signals(
+    namespace: str, saga_id: uuid.UUID | None, names: Sequence[str] | None, limit: int
+) -> sa.Select[*tuple[Any, ...]]:
+    """Those whose saga exists, and is not a newer version's; or those of one saga, or of some names; oldest first."""
+    saga = saga_table.c
+    there = [saga.saga_id == _signal.saga_id, saga.namespace == _signal.namespace]
+    there.append(saga.machine_version <= MACHINE_VERSION)
+    if names is not None:
+        there.append(saga.name.in_(names))
     statement = (
         sa.select(_signal.saga_id, _signal.signal_id, _signal.name, _signal.data)
-        .where(_signal.namespace == namespace, _signal.driver == EMBEDDED, there)
+        .where(_signal.namespace == namespace, _signal.driver == EMBEDDED, sa.exists().where(*there))
         .order_by(_signal.at_ms)
         .limit(limit)
     )

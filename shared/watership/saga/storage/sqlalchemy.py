@@ -43,14 +43,7 @@ from watership.saga.storage.protocol import (
 )
 from watership.saga.storage.queries import EMBEDDED, commit_write, create_write
 from watership.saga.storage.rows import changes_from_json, history_lines, state_from_row
-from watership.saga.storage.schema import (
-    Base,
-    log_table,
-    plan_table,
-    saga_table,
-    start_table,
-    tombstone_table,
-)
+from watership.saga.storage.schema import Base, log_table, plan_table, saga_table, start_table, tombstone_table
 from watership.saga.storage.signals import early_signals, forget_signal, keep_signal, signal_of
 from watership.saga.storage.starts import row_of, start_done, take_starts
 
@@ -257,9 +250,11 @@ class SqlAlchemySagaStorage:
         rows = await self._select(statement)
         return [LogEntry(seq, at_ms, cause, changes_from_json(changes)) for seq, at_ms, cause, changes in rows]
 
-    async def early_signals(self, *, saga_id: uuid.UUID | None = None, limit: int = 100) -> list[EarlySignal]:
+    async def early_signals(
+        self, *, saga_id: uuid.UUID | None = None, names: Sequence[str] | None = None, limit: int = 100
+    ) -> list[EarlySignal]:
         """See `SagaStorage.early_signals`."""
-        return [signal_of(row) for row in await self._select(early_signals(self._namespace, saga_id, limit))]
+        return [signal_of(row) for row in await self._select(early_signals(self._namespace, saga_id, names, limit))]
 
     async def load_plan(self, plan_hash: str) -> Plan | None:
         """See `SagaStorage.load_plan`."""
