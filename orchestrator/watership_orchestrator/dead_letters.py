@@ -27,6 +27,7 @@ from watership.messages import (
     StepCommand,
     StepReply,
     read,
+    trace_of,
 )
 from watership_orchestrator.arrivals import Arrival, Mark, Shelf, Waiting
 from watership_orchestrator.database import is_passing
@@ -84,14 +85,13 @@ def arrival_of(letter: DeadLetter) -> Arrival | str:
     mark = None
     if letter.actor is not None:
         mark = Mark(letter.actor, "requeue", letter.actor_reason or "", f"dead:{letter.id}")
-    trace = codec.loads(letter.headers).get("traceparent")
     return Arrival(
         message.saga_id,
         message,
         redelivered=True,
         reply_to=letter.reply_to,
         message_id=letter.message_id,
-        traceparent=trace if isinstance(trace, str) and len(trace) <= 64 else None,
+        traceparent=trace_of(codec.loads(letter.headers)),
         row=Waiting(Shelf.DEAD, letter.id),
         mark=mark,
         expired=letter.reason == EXPIRED and letter.kind == StepCommand.kind,

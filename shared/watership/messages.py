@@ -338,6 +338,12 @@ KINDS: Mapping[str, type[WireMessage]] = {
 }
 
 
+def trace_of(headers: Mapping[str, Any]) -> str | None:
+    """The W3C trace that a message belongs to, if its header can be one: it is stored, and sent on."""
+    trace = headers.get("traceparent")
+    return trace if isinstance(trace, str) and len(trace) <= 64 and trace.isascii() and trace.isprintable() else None
+
+
 def read(kind: str | None, body: bytes) -> WireMessage:
     """A message from the wire. Raises `InvalidPayload` or `LimitExceeded`, saying what is wrong with it."""
     cls = KINDS.get(kind or "")

@@ -25,6 +25,7 @@ from watership.messages import (
     StepCommand,
     StepReply,
     read,
+    trace_of,
 )
 from watership.service import Tasks, patiently
 from watership.settings import Settings
@@ -200,8 +201,8 @@ class Consumer:
 
 
 def _trace(delivery: Delivery) -> dict[str, str]:
-    trace = delivery.headers.get("traceparent")
-    return {"traceparent": trace} if isinstance(trace, str) else {}
+    trace = trace_of(delivery.headers)
+    return {"traceparent": trace} if trace is not None else {}
 
 
 def _not_served(command: StepCommand, delivery: Delivery, run: str) -> StepReply:
