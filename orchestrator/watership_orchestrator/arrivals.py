@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from watership import codec
-from watership.errors import LimitExceeded
+from watership.errors import LimitExceeded, error_lineage
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState
 from watership.messages import AdminRequest, ErrorOnWire, ReplyOutcome, Signal, StartSaga, StepReply
@@ -121,7 +121,10 @@ def within_limits(state: SagaState, reply: StepReply) -> StepReply:
     over = _over_the_limit(state, reply.patch, f"saga {reply.saga_id}, step {reply.step}")
     if over is None:
         return reply
-    error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
+    kind = type(over)
+    error = ErrorOnWire(
+        code=over.code, type_name=kind.__name__, message=str(over), lineage=(over.code, *error_lineage(kind))
+    )
     return reply.model_copy(update={"outcome": ReplyOutcome.UNKNOWN, "patch": None, "response": None, "error": error})
 
 
