@@ -6,6 +6,7 @@ A message is persistent JSON. AMQP's ``type`` is its kind, ``message_id`` says w
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
@@ -25,6 +26,7 @@ JsonObject = dict[str, Any]
 
 # The code of a reply that ran nothing since the saga's context does not fit the handler's class: no retry will mend it.
 MISFIT = "misfit"
+SHORT_BYTES_MAX = 255
 
 
 class WireMessage(pydantic.BaseModel):
@@ -56,13 +58,19 @@ class WireMessage(pydantic.BaseModel):
             routing_key=routing_key,
             body=self.to_body(),
             type=self.kind,
-            message_id=message_id,
+            message_id=_short(message_id),
             correlation_id=correlation_id,
             reply_to=reply_to,
             expiration_ms=expiration_ms,
             headers=headers or {},
             mandatory=mandatory,
         )
+
+
+def _short(message_id: str) -> str:
+    """AMQP's ids have room for 255 bytes. A longer one, made of what a stranger sent, is told by its hash instead."""
+    raw = message_id.encode("utf-8", "backslashreplace")
+    return message_id if len(raw) <= SHORT_BYTES_MAX else f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
 
 def _given(model: Any) -> dict[str, Any]:

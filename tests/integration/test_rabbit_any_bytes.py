@@ -14,7 +14,8 @@ import pytest
 from watership.bus.protocol import Message
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Topology
-from watership.messages import AdminRequest, AdminVerb, StartSaga
+from watership.machine.state import Action
+from watership.messages import AdminRequest, AdminVerb, StartSaga, StepCommand
 from watership_worker import Worker
 
 from tests.support.buses import Inbox
@@ -108,3 +109,28 @@ async def test_sagas_go_on_whatever_bytes_are_sent_to_every_queue(
     assert all(any(name.endswith("id") for name in json.loads(row.headers)) for row in rows)
     assert "link to RabbitMQ" not in caplog.text
     assert "Traceback" not in caplog.text
+
+
+async def test_a_command_whose_reply_would_have_too_long_an_id_is_answered(system: Running) -> None:
+    """Anybody may send one: as long as its reply cannot be sent, it holds a place in the worker's queue."""
+    await system.orchestrator()
+    await system.worker(Worker(sagas_mapper=sagas))
+    command = StepCommand(
+        saga="OrderSaga",
+        saga_id=uuid.uuid4(),
+        step="Ш" * 200,
+        action=Action.ACT,
+        attempt=1,
+        generation=1,
+        idempotency_key="k",
+        timeout_ms=1,
+        context={},
+    )
+    await system.send("step.Reserve", command)
+    told: list[Any] = []
+    async with asyncio.timeout(WITHIN_S):
+        while not told:
+            told = await system.sql("SELECT reason, message FROM watership_ledger")
+            await asyncio.sleep(0.02)
+    assert told[0].reason == "there is no such saga"
+    assert json.loads(told[0].message)["outcome"] == "not_served"

@@ -194,10 +194,15 @@ class Consumer:
         return reply.addressed(
             self._topology.exchange,
             "replies",
-            message_id=f"{command.saga_id}:{command.step}:{command.action}:{command.attempt}:{reply.run}",
+            message_id=reply_id(reply),
             correlation_id=str(command.saga_id),
             headers=_trace(delivery),
         )
+
+
+def reply_id(reply: StepReply) -> str:
+    """The message's id: one for each run."""
+    return f"{reply.saga_id}:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
 
 
 def _trace(delivery: Delivery) -> dict[str, str]:
