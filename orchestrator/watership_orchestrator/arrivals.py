@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from watership import codec
+from watership.errors import error_lineage
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
 from watership.messages import AdminRequest, ErrorOnWire, ReplyOutcome, Signal, StartSaga, StepReply
@@ -126,7 +127,10 @@ def within_limits(state: SagaState, reply: StepReply) -> StepReply:
     over = codec.over_the_limit(state.context, reply.patch, what=f"saga {reply.saga_id}, step {reply.step}")
     if over is None:
         return reply
-    error = ErrorOnWire(code=over.code, type_name=type(over).__name__, message=str(over))
+    kind = type(over)
+    error = ErrorOnWire(
+        code=over.code, type_name=kind.__name__, message=str(over), lineage=(over.code, *error_lineage(kind))
+    )
     return reply.model_copy(update={"outcome": ReplyOutcome.UNKNOWN, "patch": None, "response": None, "error": error})
 
 

@@ -1,8 +1,9 @@
 """Dead letters: kept in a table, and judged by the machine where they still tell it something. Never republished.
 
 A letter that the broker gave up on (a delivery limit, an expiry, a length limit) is judged by itself: a start or a reply
-as if it had just arrived, a command that used up its deliveries as a run of unknown outcome. What we refused ourselves
-is judged again only when an operator says so, and a second refusal is words in its row: so nothing goes round in circles.
+as if it had just arrived, a command that used up its deliveries as a run of unknown outcome, and so is a reply that we
+refused because it cannot be read. What else we refused ourselves is judged again only when an operator says so, and a
+second refusal is words in its row: so nothing goes round in circles.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from watership.messages import (
     StepCommand,
     StepReply,
     read,
+    trace_of,
 )
 from watership_orchestrator.arrivals import Arrival, Mark, Shelf, Waiting
 from watership_orchestrator.database import is_passing
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.inbox import Inbox
 from watership_orchestrator.ports import SagaStore
+from watership_orchestrator.refused_replies import unknown_run
 from watership_orchestrator.waiting import DeadLetter
 
 log = logging.getLogger("watership.orchestrator")
@@ -42,6 +45,7 @@ OF_A_COMMAND = (DELIVERY_LIMIT, EXPIRED)
 WORKER_KILLED, GIVEN_BACK = "worker_killed", "given_back"
 STORE_RETRY_S = 1.0
 HEADER_CHARS_MAX = 1_000
+UNKNOWN_RUN = "x-watership-unknown-run"  # kept among the headers: the run that a refused reply is of
 
 
 def letter_of(delivery: Delivery) -> DeadLetter:
@@ -54,10 +58,17 @@ def letter_of(delivery: Delivery) -> DeadLetter:
     if len(body) > codec.MESSAGE_BYTES_MAX:
         headers["x-watership-bytes"] = len(body)  # longer than any message of ours may be: its beginning will do
         body = body[: codec.MESSAGE_BYTES_MAX]
+    queue = _text(death.get("queue"), 255) or delivery.queue
+    headers.pop(UNKNOWN_RUN, None)  # ours alone
+    run = None
+    if kind == StepReply.kind and reason == REJECTED and queue == f"{delivery.queue.removesuffix('.dead')}.replies":
+        run = unknown_run(delivery)
+    if run is not None:
+        headers[UNKNOWN_RUN] = run.to_body().decode()
     given_up = reason not in (REJECTED, "unknown")
     is_command = kind == StepCommand.kind
     return DeadLetter(
-        queue=_text(death.get("queue"), 255) or delivery.queue,
+        queue=queue,
         reason=reason,
         kind=kind,
         message_id=_text(delivery.message_id, 255),
@@ -65,14 +76,17 @@ def letter_of(delivery: Delivery) -> DeadLetter:
         reply_to=_text(delivery.reply_to, 255),
         headers=codec.dumps(headers).decode(),
         body=body,
-        judge=given_up and (kind in (StartSaga.kind, StepReply.kind) or (is_command and reason in OF_A_COMMAND)),
+        judge=run is not None
+        or (given_up and (kind in (StartSaga.kind, StepReply.kind) or (is_command and reason in OF_A_COMMAND))),
     )
 
 
 def arrival_of(letter: DeadLetter) -> Arrival | str:
     """What the machine shall judge; or why there is nothing to judge."""
+    headers = codec.loads(letter.headers)
+    run = headers.get(UNKNOWN_RUN)
     try:
-        message = read(letter.kind, letter.body)
+        message = read(letter.kind, run.encode() if run is not None else letter.body)
     except (InvalidPayload, LimitExceeded) as error:
         return f"it cannot be read: {error}"
     if isinstance(message, StepCommand):
@@ -84,14 +98,13 @@ def arrival_of(letter: DeadLetter) -> Arrival | str:
     mark = None
     if letter.actor is not None:
         mark = Mark(letter.actor, "requeue", letter.actor_reason or "", f"dead:{letter.id}")
-    trace = codec.loads(letter.headers).get("traceparent")
     return Arrival(
         message.saga_id,
         message,
         redelivered=True,
         reply_to=letter.reply_to,
         message_id=letter.message_id,
-        traceparent=trace if isinstance(trace, str) and len(trace) <= 64 else None,
+        traceparent=trace_of(headers),
         row=Waiting(Shelf.DEAD, letter.id),
         mark=mark,
         expired=letter.reason == EXPIRED and letter.kind == StepCommand.kind,

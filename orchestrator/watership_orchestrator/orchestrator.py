@@ -27,6 +27,7 @@ from watership.messages import (
     StepReply,
     WireMessage,
     read,
+    trace_of,
 )
 from watership.service import Tasks, patiently
 from watership.settings import Settings
@@ -209,14 +210,13 @@ class Orchestrator:
             return None
         saga_id = message.saga_id
         assert saga_id is not None, "an operator's request without one was refused where it was read"
-        trace = delivery.headers.get("traceparent")
         return Arrival(
             saga_id,
             message,
             redelivered=delivery.redelivered,
             reply_to=delivery.reply_to,
             message_id=delivery.message_id,
-            traceparent=trace if isinstance(trace, str) and len(trace) <= 64 else None,
+            traceparent=trace_of(delivery.headers),
         )
 
     async def _refuse(self, delivery: Delivery, error: WatershipError) -> None:

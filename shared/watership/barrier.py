@@ -227,6 +227,7 @@ class Barrier:
         block, step = self._block, run.step
         patch, response = run.patch(), run.response_data(block.answer)
         events = run.events_data(block.events)
+        run.check_reply(patch, response, events)
         if not block.rolled_back:
             flush = getattr(self._session, "flush", None)
             if flush is not None:  # a connection has nothing to flush

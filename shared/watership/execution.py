@@ -204,6 +204,7 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
             result, response = dataclasses.replace(result, response=block.answer), block.response
         else:
             response = inside.response_data(result.response)
+        inside.check_reply(patch, response, events)
     except (BarrierMisused, InvalidPayload, LimitExceeded, TypeError) as error:
         return _failed(run, command, error, Outcome.UNKNOWN, _patch_if_possible(inside))
     return Execution(run, Outcome.DONE, patch or None, response, result=result, events=events)

@@ -6,6 +6,7 @@ A message is persistent JSON. AMQP's ``type`` is its kind, ``message_id`` says w
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
@@ -25,6 +26,7 @@ JsonObject = dict[str, Any]
 
 # The code of a reply that ran nothing since the saga's context does not fit the handler's class: no retry will mend it.
 MISFIT = "misfit"
+SHORT_BYTES_MAX = 255
 
 
 class WireMessage(pydantic.BaseModel):
@@ -56,13 +58,19 @@ class WireMessage(pydantic.BaseModel):
             routing_key=routing_key,
             body=self.to_body(),
             type=self.kind,
-            message_id=message_id,
+            message_id=_short(message_id),
             correlation_id=correlation_id,
             reply_to=reply_to,
             expiration_ms=expiration_ms,
             headers=headers or {},
             mandatory=mandatory,
         )
+
+
+def _short(message_id: str) -> str:
+    """AMQP's ids have room for 255 bytes. A longer one, made of what a stranger sent, is told by its hash instead."""
+    raw = message_id.encode("utf-8", "backslashreplace")
+    return message_id if len(raw) <= SHORT_BYTES_MAX else f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
 
 def _given(model: Any) -> dict[str, Any]:
@@ -336,6 +344,12 @@ KINDS: Mapping[str, type[WireMessage]] = {
         AdminAnswer,
     )
 }
+
+
+def trace_of(headers: Mapping[str, Any]) -> str | None:
+    """The W3C trace that a message belongs to, if its header can be one: it is stored, and sent on."""
+    trace = headers.get("traceparent")
+    return trace if isinstance(trace, str) and len(trace) <= 64 and trace.isascii() and trace.isprintable() else None
 
 
 def read(kind: str | None, body: bytes) -> WireMessage:

@@ -179,6 +179,30 @@ async def test_a_start_and_a_reply_that_the_broker_gave_up_on_are_not_lost(syste
     assert (causes[0], causes[-1]) == ("start", "reply:Charge:act:1:r")
 
 
+async def test_a_reply_that_is_too_large_ends_its_attempt_and_is_not_waited_for_again(system: Running) -> None:
+    """The worker of another language, say, that knows no limit: each further attempt would end the same."""
+    await system.orchestrator()
+    worker = await system.worker(Worker(sagas_mapper=sagas, only=[Reserve]))
+    await system.bus.declare([], [worker._topology.step_queue("Charge")])
+    saga_id = await system.start("OrderSaga", {"order_id": "1"})
+    await stolen_command(system, "Charge")
+    body = {"v": 1, "saga_id": str(saga_id), "step": "Charge", "action": "act", "attempt": 1, "run": "r1"}
+    reply = json.dumps({**body, "outcome": "done", "response": "x" * 1_100_000})
+    await system.send_raw("replies", reply.encode(), "step-reply")
+    (letter,) = await letters(system)
+    assert (letter["reason"], len(letter["body"])) == ("rejected", 1_048_576)
+    await system.worker(Worker(sagas_mapper=sagas))
+    await (await system.reaper()).run_once()
+    row = await system.until(saga_id, status="COMPENSATED")
+    assert json.loads(row["context"])["trail"] == ["Reserve", "undo Charge", "undo Reserve"], "in doubt means undone"
+    replied = [change for _, change in await entries(system, saga_id) if change.kind == "replied" and change.failure]
+    (charged,) = replied
+    assert (charged.step, charged.attempt, charged.run, charged.outcome) == ("Charge", 1, "r1", "unknown")
+    assert "its size in bytes is 1100" in charged.failure.message
+    (letter,) = await letters(system)
+    assert letter["judged"].startswith("applied: entry ")
+
+
 async def test_an_expired_command_is_kept_and_its_saga_goes_on(system: Running) -> None:
     """`queue_within_s` of the step is 0.1 s, and nobody serves it."""
     await system.orchestrator()

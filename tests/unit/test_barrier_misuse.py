@@ -85,6 +85,16 @@ async def test_events_that_a_duplicate_would_not_tell_are_refused(bench: Bench) 
     says(await other.act(too_late), Outcome.UNKNOWN, "events were set after the barrier's block")
 
 
+async def test_more_than_a_message_holds_is_refused_before_anything_is_committed(bench: Bench) -> None:
+    async def talkative(context: Order) -> None:
+        async with AsyncSession(bench.engine) as session, session.begin(), barrier(session) as block:
+            await take_effect(session, context, "early")
+            block.events = [StepEvent("told", "z" * 250_000) for _ in range(4)]
+
+    says(await bench.act(talkative), Outcome.FAILED, "the limit is 983040")
+    assert await bench.effects() == []
+
+
 @pytest.mark.parametrize("field", ["taken back", "spoiled"])
 async def test_nor_may_a_change_be_taken_back_or_spoiled_behind_the_block(bench: Bench, field: str) -> None:
     async def late(context: Order) -> None:

@@ -96,6 +96,57 @@ def test_a_command_that_used_up_its_deliveries_is_a_run_of_unknown_outcome() -> 
     assert other.message.run != reply.run
 
 
+def refused_reply(body: bytes, queue: str = "ns.replies", reason: str = "rejected") -> DeadLetter:
+    return letter_of(delivery(body, "step-reply", {"x-death": [{"reason": reason, "queue": queue, "count": 1}]}))
+
+
+SPOILED = {
+    "too large": {"response": "x" * 1_100_000},
+    "not a number": {"response": float("nan")},
+    "an integer over 64 bits": {"patch": {"n": 10**40}},
+    "an error of many words": {"outcome": "failed", "error": {"code": "c", "message": "x" * 5_000}},
+    "no outcome that there is": {"outcome": "well"},
+    "too many events": {"events": [{"name": "told"}] * 101},
+    "a response that is no JSON for us": {"response": "a\0b"},
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED.values(), ids=SPOILED)
+def test_a_reply_that_cannot_be_read_says_that_its_run_was_made(spoiled: dict[str, Any]) -> None:
+    letter = refused_reply(json.dumps({**json.loads(REPLY.to_body()), **spoiled}).encode())
+    assert letter.judge
+    found = arrival_of(letter)
+    assert isinstance(found, Arrival)
+    reply = found.message
+    assert isinstance(reply, StepReply)
+    assert (reply.saga_id, reply.step, reply.action, reply.attempt) == (SAGA_ID, "Charge", Action.ACT, 2)
+    assert (reply.run, reply.outcome, reply.patch, reply.response) == ("r", ReplyOutcome.UNKNOWN, None, None)
+    assert reply.error is not None
+    assert reply.error.message.startswith("its reply was refused: ")
+    assert reply.error.code in ("limit_exceeded", "invalid_payload")
+
+
+@pytest.mark.parametrize(
+    "letter",
+    [
+        refused_reply(REPLY.to_body()),
+        refused_reply(b'{"v": 1, "saga_id": "'),
+        refused_reply(b"[1]"),
+        refused_reply(b"[" * 100_000),
+        refused_reply(json.dumps({**json.loads(REPLY.to_body()), "events": 7, "step": "a\0b"}).encode()),
+        refused_reply(json.dumps({**json.loads(REPLY.to_body()), "events": 7, "attempt": 0}).encode()),
+        refused_reply(json.dumps({**json.loads(REPLY.to_body()), "events": 7}).encode(), queue="ns.start"),
+        letter_of(delivery(b"{}", "step-reply", {"x-watership-unknown-run": REPLY.to_body().decode()})),
+    ],
+    ids=["it can be read", "cut off", "a list", "nested", "NUL", "no attempt", "not among replies", "a forged header"],
+)
+def test_nothing_is_made_up_of_a_reply_that_says_less(letter: DeadLetter) -> None:
+    assert not letter.judge
+    found = arrival_of(letter)
+    if letter.body != REPLY.to_body():
+        assert "cannot be read" in str(found)
+
+
 def test_what_is_not_for_the_machine_says_so() -> None:
     assert "sends it again" in str(arrival_of(dead(COMMAND, "rejected")))
     assert "ask again" in str(arrival_of(dead(AdminRequest(verb=AdminVerb.LIST), "rejected")))

@@ -11,10 +11,20 @@ from typing import Any
 
 import pytest
 
-from watership import OutcomeUnknown, Response, SagaContext, SagaStepHandler, StepError, current_step
+from watership import (
+    OutcomeUnknown,
+    Response,
+    SagaContext,
+    SagaStepHandler,
+    SagaStepResult,
+    StepError,
+    StepEvent,
+    current_step,
+)
 from watership.container import PlainContainer
 from watership.execution import Command, Execution, Hands, execute
 from watership.machine.state import Action, Outcome
+from watership.messages import ErrorOnWire, EventOnWire, ReplyOutcome, StepReply, read
 from watership.saga.run import response_from_data
 
 SAGA_ID = uuid.UUID(int=7)
@@ -219,3 +229,35 @@ async def test_a_context_that_cannot_be_made_fails_before_anything_ran() -> None
         failed = await execute(command, Hands(Never, Misdeclared, PlainContainer(), build_context=build))
         assert failed.outcome is Outcome.FAILED
         assert failed.failure is not None
+
+
+@pytest.mark.parametrize(("events", "outcome"), [(1, Outcome.DONE), (3, Outcome.UNKNOWN)])
+async def test_what_a_run_leaves_behind_fits_into_one_message(events: int, outcome: Outcome) -> None:
+    """Each part is within its own limit; together they would be a reply that no orchestrator reads."""
+
+    async def body(context: Order) -> SagaStepResult[Order, Charged]:
+        context.order_id = "x" * 200_000
+        told = [StepEvent("told", {"text": "z" * 250_000}) for _ in range(events)]
+        response = Charged(charge_id="y" * 250_000)
+        return SagaStepResult(response, SagaStepHandler, events=told)  # type: ignore[type-abstract]  # nobody calls it
+
+    done = await ran(body)
+    assert done.outcome is outcome
+    assert done.patch == {"order_id": "x" * 200_000}
+    reply = StepReply(
+        saga_id=SAGA_ID,
+        step="Charge",
+        action=Action.ACT,
+        attempt=2,
+        run=done.run,
+        outcome=ReplyOutcome(done.outcome.value),
+        patch=done.patch,
+        response=done.response,
+        error=ErrorOnWire.of(done.failure),
+        events=tuple(EventOnWire(**event) for event in done.events),
+    )
+    assert read("step-reply", reply.to_body()) == reply
+    if outcome is Outcome.UNKNOWN:
+        assert done.failure is not None
+        assert done.failure.type_name == "LimitExceeded"
+        assert re.search(r"patch, response and events in bytes is 1200\d\d\d, the limit is 983040", str(done.error))

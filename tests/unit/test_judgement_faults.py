@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
+from watership.errors import LimitExceeded, error_lineage
 from watership.machine.effects import NotifyEnd, NotifyStep, SendCommand
 from watership.machine.nodes import FallbackPlan, RetryPlan
 from watership.machine.plan import Plan
 from watership.machine.state import Action, Status
-from watership.messages import AdminVerb
+from watership.messages import AdminVerb, ErrorOnWire
 from watership_orchestrator import judgement as j
 from watership_orchestrator.judgement import Arrival
 from watership_orchestrator.outbox import messages_of
@@ -205,6 +207,42 @@ def test_a_patch_over_the_limit_is_unknown_and_not_kept() -> None:
     assert sent(it) == ["compensate A 1"]
     assert it.state.failure is not None
     assert it.state.failure.code == "limit_exceeded"
+
+
+@pytest.mark.parametrize("told_by", ["orchestrator", "worker"])
+def test_an_act_whose_changes_have_no_room_is_not_tried_without_end(told_by: str) -> None:
+    """Behind the pivot there is no other end to it: each attempt acts, and its changes have no more room than before."""
+    forever = RetryPlan(attempts_max=None, delay_ms=1_000)
+    behind = [step(name, compensable=False, retry=forever) for name in ("X", "Y")]
+    row = Row(Plan("OrderSaga", (step("P"), *behind), pivot="P"))
+    row.batch(start(), reply("P"), reply("X", patch={"x": "x" * 200_000}))
+    if told_by == "orchestrator":
+        it = row.batch(reply("Y", patch={"y": "y" * 200_000}))
+    else:
+        limit = LimitExceeded("the context", value=400_000, limit=262_144)
+        error = ErrorOnWire(code="LimitExceeded", message=str(limit), lineage=error_lineage(LimitExceeded))
+        it = row.batch(reply("Y", "unknown").model_copy(update={"error": error}))
+    assert sent(it) == []
+    assert it.state is not None
+    assert re.search(
+        r"the act Y is unknown after 1 attempts .*the context.* is 400\d\d\d, the limit is 262144",
+        str(it.state.parked_reason),
+    )
+    assert "`watership retry" in str(it.state.parked_reason)
+    row.now_ms += 3_600_000
+    assert sent(row.batch(None)) == []
+    assert sent(row.batch(admin(AdminVerb.RETRY))) == ["act Y 2"], "by a newer worker, that leaves less behind"
+    assert str(row.batch(reply("Y", attempt=2)).state.status) == "COMPLETED"  # type: ignore[union-attr]
+
+
+def test_a_compensation_whose_changes_have_no_room_is_not_tried_without_end() -> None:
+    forever = RetryPlan(attempts_max=None, delay_ms=1_000)
+    row = Row(Plan("OrderSaga", (step("A", compensation_retry=forever), step("B"))))
+    row.batch(start(), reply("A"), reply("B", "failed"))
+    it = row.batch(reply("A", action=Action.COMPENSATE, patch={"big": "x" * 300_000}))
+    assert it.state is not None
+    assert "the compensation of step A" in str(it.state.parked_reason)
+    assert "the limit is 262144" in str(it.state.parked_reason)
 
 
 def test_a_command_that_no_queue_ever_takes_parks_its_saga() -> None:

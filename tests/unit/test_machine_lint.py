@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from watership import DefinitionError
-from watership.machine.nodes import BreakerPlan, FallbackPlan, Node, ParallelPlan, RetryPlan, SleepPlan, WaitPlan
+from watership.machine.nodes import (
+    NAME_BYTES_MAX,
+    BreakerPlan,
+    FallbackPlan,
+    Node,
+    ParallelPlan,
+    RetryPlan,
+    SleepPlan,
+    StepPlan,
+    WaitPlan,
+)
 from watership.machine.plan import Plan
 
 from tests.support.stories import step
@@ -38,7 +48,28 @@ def read(*nodes: Node, pivot: str | None = None, deadline_ms: Any = None) -> Pla
         ((step("A", retry=RetryPlan(attempts_max=None)),), "OrderSaga.A: retry is without end and without a delay"),
         ((step("A", retry=RetryPlan(attempts_max=0)),), "OrderSaga.A: retry: its attempts must be"),
         ((step("A", verify_retry=RetryPlan(backoff=0)),), "OrderSaga.A: verify_retry needs a backoff of 1"),
+        (
+            (step("A", verify_retry=RetryPlan(jitter=10.5)),),
+            "OrderSaga.A: verify_retry: its jitter is 10.5, the limit is 10",
+        ),
+        ((step("A", retry=RetryPlan(jitter=1e300)),), "OrderSaga.A: retry: its jitter is 1e+300, the limit is 10"),
+        ((step("A", retry=RetryPlan(jitter=float("nan"))),), "OrderSaga.A: retry: its jitter is nan"),
         ((step("A", timeout_ms=10**9),), "OrderSaga.A: timeout_s in ms must be a whole number"),
+        ((step("A" * 150),), f"OrderSaga: the step's name {'A' * 40}… is 150 bytes long, the limit is 149"),
+        ((step("Ш" * 75),), f"OrderSaga: the step's name {'Ш' * 40}… is 150 bytes long, the limit is 149"),
+        (
+            (SleepPlan("z" * 201, 1),),
+            f"OrderSaga: the name of a sleep {'z' * 40}… is 201 characters long, the limit is 200",
+        ),
+        ((WaitPlan("", None, 1),), "OrderSaga: the name of a wait must be a string that is not empty"),
+        ((ParallelPlan((step("A"), step("B" * 150))),), "is 150 bytes long, the limit is 149"),
+        (
+            (StepPlan("A", "q" * 150),),
+            f"OrderSaga.A: the name of its queue {'q' * 40}… is 150 bytes long, the limit is 149",
+        ),
+        ((StepPlan("A", ""),), "OrderSaga.A: the name of its queue must be a string that is not empty"),
+        ((step("a\0b"),), "OrderSaga: the step's name holds a NUL or a lone surrogate"),
+        ((step("a\ud800b"),), "OrderSaga: the step's name holds a NUL or a lone surrogate"),
     ],
 )
 def test_what_could_not_run_is_refused(nodes: tuple[Node, ...], words: str) -> None:
@@ -46,6 +77,19 @@ def test_what_could_not_run_is_refused(nodes: tuple[Node, ...], words: str) -> N
         read(*nodes)
     assert words in str(refused.value)
     assert "OrderSaga" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["S" * 150, "Ш" * 75, "", "a\0b", "\ud800", 7])
+def test_a_sagas_name_has_its_limit_too(name: Any) -> None:
+    with pytest.raises(DefinitionError, match="the saga's name"):
+        Plan.from_data(Plan(name, (step("A"),)).to_data())
+
+
+def test_a_name_as_long_as_may_be_is_taken() -> None:
+    name = "Ш" * 74 + "A"
+    assert len(name.encode()) == NAME_BYTES_MAX
+    plan = Plan(name, (step(name, retry=RetryPlan(jitter=10.0)),))
+    assert Plan.from_data(plan.to_data()) == plan
 
 
 @pytest.mark.parametrize(

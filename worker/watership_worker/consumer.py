@@ -27,6 +27,7 @@ from watership.messages import (
     StepCommand,
     StepReply,
     read,
+    trace_of,
 )
 from watership.service import Tasks, patiently
 from watership.settings import Settings
@@ -191,7 +192,7 @@ class Consumer:
         return reply.addressed(
             self._topology.exchange,
             "replies",
-            message_id=f"{command.saga_id}:{command.step}:{command.action}:{command.attempt}:{reply.run}",
+            message_id=reply_id(reply),
             correlation_id=str(command.saga_id),
             headers=_trace(delivery),
         )
@@ -214,9 +215,14 @@ def _tell_error(command: StepCommand, run: Execution) -> None:
     )
 
 
+def reply_id(reply: StepReply) -> str:
+    """The message's id: one for each run."""
+    return f"{reply.saga_id}:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
+
+
 def _trace(delivery: Delivery) -> dict[str, str]:
-    trace = delivery.headers.get("traceparent")
-    return {"traceparent": trace} if isinstance(trace, str) else {}
+    trace = trace_of(delivery.headers)
+    return {"traceparent": trace} if trace is not None else {}
 
 
 def _not_served(command: StepCommand, delivery: Delivery, run: str) -> StepReply:

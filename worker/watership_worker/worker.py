@@ -9,6 +9,7 @@ from watership.adapters.circuit_breaker import Breakers, CircuitBreaker
 from watership.adapters.containers import as_container
 from watership.errors import DefinitionError
 from watership.execution import Hands, checked_barrier
+from watership.machine.lint import lint_name
 from watership.machine.plan import Plan
 from watership.messages import HandlerOnWire, StepCommand
 from watership.saga.compat import Code, ServedStep
@@ -71,6 +72,8 @@ class Worker:
 
     def _add(self, step: Step, queue: str, context: type) -> None:
         name = step_name(step)
+        lint_name("a handler's name", name)
+        lint_name("the name of its queue", queue, f"handler {name}: ")
         known = self._handlers.get(name)
         if known is not None and known[0] is not step:
             raise DefinitionError(

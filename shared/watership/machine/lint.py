@@ -13,7 +13,10 @@ from watership.errors import DefinitionError
 from watership.machine.nodes import (
     ATTEMPTS_MAX,
     DELAY_MS_MAX,
+    JITTER_MAX,
+    NAME_BYTES_MAX,
     PAUSE_MS_MAX,
+    PAUSE_NAME_CHARS_MAX,
     STEPS_MAX,
     TIMEOUT_MS_MAX,
     FallbackPlan,
@@ -30,6 +33,7 @@ from watership.machine.nodes import (
 
 def lint(saga: str, nodes: Sequence[Node], pivot: str | None = None, deadline_ms: int | None = None) -> None:
     """Raises `DefinitionError` that names the saga and the step."""
+    lint_name("the saga's name", saga)
     lint_names(saga, [name for node in nodes for name in names(node)])
     for node in nodes:
         _lint_node(saga, node)
@@ -55,7 +59,37 @@ def lint_names(saga: str, found: Sequence[str]) -> None:
             )
 
 
+def lint_name(what: str, name: object, where: str = "") -> None:
+    """Refuses a name that would not go into what the broker and the database know it by; ``where``: whose it is."""
+    _lint_text(f"{where}{what}", name)
+    size = len(str(name).encode())
+    if size > NAME_BYTES_MAX:
+        raise DefinitionError(
+            f"{where}{what} {_shown(name)} is {size} bytes long, the limit is {NAME_BYTES_MAX}: with a namespace or an id "
+            f"it has to go into the 255 bytes of an AMQP name"
+        )
+
+
+def _lint_text(what: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise DefinitionError(f"{what} must be a string that is not empty, it is {name!r}")
+    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise DefinitionError(f"{what} holds a NUL or a lone surrogate: {name!a}")
+
+
+def _shown(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
 def _lint_node(saga: str, node: Node) -> None:
+    if isinstance(node, SleepPlan | WaitPlan):
+        _lint_text(f"{saga}: the name of a {node.kind}", node.name)
+        if len(node.name) > PAUSE_NAME_CHARS_MAX:
+            raise DefinitionError(
+                f"{saga}: the name of a {node.kind} {_shown(node.name)} is {len(node.name)} characters long, the limit is "
+                f"{PAUSE_NAME_CHARS_MAX}"
+            )
     if isinstance(node, ParallelPlan):
         if len(node.nodes) < 2:
             raise DefinitionError(
@@ -123,7 +157,9 @@ def _lint_after_pivot(saga: str, pivot: str, node: Node) -> None:
 
 
 def _lint_step(saga: str, step: StepPlan) -> None:
+    lint_name("the step's name", step.name, f"{saga}: ")
     where = f"{saga}.{step.name}"
+    lint_name("the name of its queue", step.queue, f"{where}: ")
     _lint_retry(f"{where}: retry", step.retry)
     _lint_retry(f"{where}: compensation_retry", step.compensation_retry)
     if step.verify_retry is not None:
@@ -139,8 +175,10 @@ def _lint_retry(where: str, retry: RetryPlan) -> None:
         raise DefinitionError(f"{where} is without end and without a delay: give it a delay_s")
     _lint_number(f"{where}: its delay in ms", retry.delay_ms, 0, DELAY_MS_MAX)
     _lint_number(f"{where}: its longest delay in ms", retry.delay_max_ms, 0, DELAY_MS_MAX)
-    if not 1.0 <= retry.backoff < math.inf or not 0.0 <= retry.jitter < math.inf:
-        raise DefinitionError(f"{where} needs a backoff of 1 or more and a jitter of 0 or more, and finite ones")
+    if not 1.0 <= retry.backoff < math.inf or retry.jitter < 0.0:
+        raise DefinitionError(f"{where} needs a backoff of 1 or more, a finite one, and a jitter of 0 or more")
+    if not retry.jitter <= JITTER_MAX:  # a delay of 60 s with a jitter of 10 is one of eleven minutes at the most
+        raise DefinitionError(f"{where}: its jitter is {retry.jitter:g}, the limit is {JITTER_MAX}: 1 doubles a delay")
 
 
 def _lint_number(what: str, value: object, least: int, most: int) -> None:

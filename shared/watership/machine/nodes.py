@@ -10,6 +10,14 @@ from typing import Any, Literal
 STEPS_MAX = 1_000
 ATTEMPTS_MAX = 1_000_000
 DELAY_MS_MAX = 604_800_000  # seven days
+JITTER_MAX = 10
+# AMQP's short strings hold 255 bytes. With the longest namespace, the names of a saga, a step and a queue go into
+#   a queue's name       <namespace: 100>.step.<queue>                                        106 and the name
+#   an event's key       saga.<saga>.<event: 100>                                             106 and the name
+#   a command's id       <id: 36>:<step>:compensate:<attempt: 10>:<generation: 10>             70 and the name
+#   a reply's id         <id: 36>:<step>:compensate:<attempt: 10>:<run: 16>                    76 and the name
+NAME_BYTES_MAX = 149
+PAUSE_NAME_CHARS_MAX = 200  # a Sleep or a Wait, whose names go into the database alone
 PAUSE_MS_MAX = 31_622_400_000  # a year, and a leap day: how long a Sleep or a Wait may last
 # RabbitMQ takes a command back that is not acknowledged within 30 minutes: a longer run would be run twice.
 TIMEOUT_MS_MAX = 1_500_000

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from watership.errors import InvalidPayload, LimitExceeded
 from watership.machine import changes as c
 from watership.machine import events as e
 from watership.machine.directions import Decision, dispatch, go_on, passed_over, turn_around
 from watership.machine.nodes import DELAY_MS_MAX, FallbackPlan, RetryPlan, StepPlan, members
 from watership.machine.state import Action, ActionState, Failure, Outcome, Phase, Status
+
+# A run that left behind what cannot be kept: as a worker tells it, and as the orchestrator does.
+NOT_KEPT = {name for error in (LimitExceeded, InvalidPayload) for name in (error.code, error.__name__)}
 
 
 def step_replied(d: Decision, event: e.StepReplied) -> None:
@@ -70,7 +74,14 @@ def _may_act_again(d: Decision, step: StepPlan, outcome: Outcome, failure: Failu
     act = d.state.step(step.name).act
     if d.state.status is not Status.RUNNING or (outcome is Outcome.UNKNOWN and not step.rerun):
         return False
+    if _repeats_without_end(step.retry, outcome, failure):
+        return False
     return step.retry.allows_another(act.attempt - act.spent, _lineage(failure))
+
+
+def _repeats_without_end(retry: RetryPlan, outcome: Outcome, failure: Failure | None) -> bool:
+    """What a run left behind cannot be kept, and a run that repeats it can be no better: nor is there a last attempt."""
+    return retry.attempts_max is None and outcome is Outcome.UNKNOWN and not NOT_KEPT.isdisjoint(_lineage(failure))
 
 
 def _act_again(d: Decision, step: StepPlan, failure: Failure | None) -> None:
@@ -143,9 +154,8 @@ def _compensation_replied(d: Decision, event: e.StepReplied, outcome: Outcome) -
     step = d.step_plan(event.step)
     undoing = d.state.step(event.step).compensate
     retry = step.compensation_retry
-    again = outcome is not Outcome.DONE and retry.allows_another(
-        undoing.attempt - undoing.spent, _lineage(event.failure)
-    )
+    allowed = retry.allows_another(undoing.attempt - undoing.spent, _lineage(event.failure))
+    again = outcome is not Outcome.DONE and allowed and not _repeats_without_end(retry, outcome, event.failure)
     _replied(d, event, outcome, final=not again)
     if again:
         _try_again(d, step, Action.COMPENSATE, undoing, retry, event.failure)
@@ -155,7 +165,8 @@ def _compensation_replied(d: Decision, event: e.StepReplied, outcome: Outcome) -
         why = _words(event.failure) if event.failure else f"it ended {outcome}"
         d.record(
             c.Parked(
-                f"the compensation of step {event.step} is out of retries after {event.attempt} attempts ({why}): "
+                f"the compensation of step {event.step} is {'not tried again' if allowed else 'out of retries'} after "
+                f"{event.attempt} attempts ({why}): "
                 f"mend its cause, then `watership retry {d.state.saga_id} --reason …` (embedded: recover_saga)"
             )
         )

@@ -88,7 +88,7 @@ def check_class(saga: SagaClass) -> None:
         _check_seconds(f"{name}.deadline_s", saga.deadline_s)
     pivot = step_name(saga.pivot) if saga.pivot is not None else None
     lint(
-        name,
+        saga_name(saga),
         _compile_nodes(saga, None, None),
         pivot,
         milliseconds(saga.deadline_s) if saga.deadline_s is not None else None,

@@ -19,6 +19,8 @@ from watership.saga.models import Shape, patch_between
 from watership.saga.step import StepEvent, StepRun
 
 EVENTS_MAX = 100  # of one run
+# What a run leaves behind goes into one message, beside its envelope and an error's words.
+REPLY_BYTES_MAX = codec.MESSAGE_BYTES_MAX - 65_536
 
 
 def _never() -> bool:
@@ -136,6 +138,15 @@ class HandlerRun:
             codec.encode_response(data, what=f"{self.where}: the event {event.name}")
             found.append({"name": event.name, "data": data})
         return tuple(found)
+
+    def check_reply(self, patch: Mapping[str, Any], response: Any, events: Sequence[Mapping[str, Any]]) -> None:
+        """Raises `LimitExceeded` for a result whose parts, each within its limit, are more than one message holds."""
+        if not events:  # the other two have too little room for that
+            return
+        size = len(codec.dumps([patch, response, events]))
+        if size > REPLY_BYTES_MAX:
+            what = f"{self.where}: the size of its patch, response and events in bytes"
+            raise LimitExceeded(what, value=size, limit=REPLY_BYTES_MAX)
 
 
 _adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}

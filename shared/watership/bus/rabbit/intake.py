@@ -125,12 +125,17 @@ class Intake:
             Delivery(
                 queue=self._queue,
                 body=message.body,
-                type=properties.message_type,
-                message_id=properties.message_id,
-                correlation_id=properties.correlation_id,
-                reply_to=properties.reply_to,
+                type=_storable(properties.message_type),
+                message_id=_storable(properties.message_id),
+                correlation_id=_storable(properties.correlation_id),
+                reply_to=_storable(properties.reply_to),
                 redelivered=bool(message.redelivered),
                 headers=properties.headers or {},
                 handle=(self, tag),
             )
         )
+
+
+def _storable(text: str | None) -> str | None:
+    """AMQP's texts may hold a NUL, which PostgreSQL cannot store."""
+    return text.replace("\0", "?") if text else text
