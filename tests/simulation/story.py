@@ -197,8 +197,7 @@ class Story:
         """A worker that consumes these steps' queues, and serves another step: an old version, say."""
 
         def make(process: Process) -> Consumer:
-            served = next(name for name in STEPS if name not in steps)
-            handler = type(served, (STEPS[served],), {"queue": steps[0]})
+            handler = type("Other", (STEPS[steps[0]],), {"name": "Other", "queue": steps[0]})
             worker = Worker(TownContainer(self.town, process), handlers=[handler])
             return Consumer(self.settings, process.bus, worker, chance=process.chance)
 

@@ -89,7 +89,7 @@ def drawn(chance: random.Random) -> Workload:
     operators = [_operator(chance, starts, calm_at_s) for _ in range(chance.choice((0, 0, 1, 3)))]
     steps = sorted(manners)
     workers = [steps] if chance.random() < 0.5 else [steps, [step for step in steps if chance.random() < 0.6]]
-    idlers = [[chance.choice(steps)]] if chance.random() < 0.1 else []
+    idlers = [[chance.choice(steps)]] if chance.random() < 0.25 else []
     return Workload(plans, registered, manners, starts, operators, [w for w in workers if w], idlers, calm_at_s)
 
 
