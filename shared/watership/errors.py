@@ -21,6 +21,7 @@
     ├── BrokerUnavailable          RabbitMQ cannot be reached, or refuses us
     ├── StoreUnavailable           the database cannot be reached, or refuses us
     ├── OperationRefused           an operator's verb does not fit where the saga stands
+    ├── HandlerUnavailable         the container cannot make a step's handler: nothing ran
     ├── BarrierMisused             a handler's transaction and its barrier do not fit together
     └── StepError                  a business failure with a stable code: subclass it, raise it from a step
         ├── OutcomeUnknown         the step may have had its effect: raise it when you cannot know
@@ -215,6 +216,12 @@ class StepFailed(StepError):
         self.code = code  # type: ignore[misc]  # the instance tells the code that came over the wire
         self.type_name, self.message = type_name, message
         super().__init__(f"{type_name}: {message}" if message else type_name)
+
+
+class HandlerUnavailable(WatershipError):
+    """The container could not make a step's handler: nothing ran. A worker hands its command back, to be tried later."""
+
+    code = "handler_unavailable"
 
 
 class AlreadyHandled(BaseException):

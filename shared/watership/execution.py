@@ -19,6 +19,7 @@ from watership.errors import (
     AlreadyHandled,
     BarrierMisused,
     ConfigurationError,
+    HandlerUnavailable,
     InvalidPayload,
     LimitExceeded,
     OutcomeUnknown,
@@ -161,7 +162,7 @@ async def _execute(run: str, step: StepRun, command: Command, hands: Hands) -> E
             return _already_handled(run, command, hands.handler, inside.handled)
         unknown = command.action is Action.VERIFY or _may_have_acted(error, inside, hands.handler)
         outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
-        patch = _patch_if_possible(inside) if outcome is Outcome.UNKNOWN else None
+        patch = inside.patch_if_possible() if outcome is Outcome.UNKNOWN else None
         return _failed(run, command, error, outcome, patch)
     finally:
         _run.reset(token)
@@ -182,7 +183,7 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
         error = BarrierMisused(f"{inside.where}: the handler returned, but {said}{caused}")
         error.__cause__ = cause
         if _may_have_acted(cause or error, inside, handler):
-            return _failed(run, command, error, Outcome.UNKNOWN, _patch_if_possible(inside))
+            return _failed(run, command, error, Outcome.UNKNOWN, inside.patch_if_possible())
         return _failed(run, command, error, Outcome.FAILED)
     try:
         patch = inside.patch()
@@ -206,7 +207,7 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
             response = inside.response_data(result.response)
         inside.check_reply(patch, response, events)
     except (BarrierMisused, InvalidPayload, LimitExceeded, TypeError) as error:
-        return _failed(run, command, error, Outcome.UNKNOWN, _patch_if_possible(inside))
+        return _failed(run, command, error, Outcome.UNKNOWN, inside.patch_if_possible())
     return Execution(run, Outcome.DONE, patch or None, response, result=result, events=events)
 
 
@@ -291,7 +292,7 @@ async def _run_handler(command: Command, hands: Hands, inside: HandlerRun) -> An
 
 
 async def _call(command: Command, hands: Hands, inside: HandlerRun, scope: Scope) -> Any:
-    handler = await scope.resolve(hands.handler)
+    handler = await _made(command, hands.handler, scope)
     method = _method(handler, command.action)
     if hands.barrier is None or command.action is Action.VERIFY:
         return await method(inside.context)
@@ -303,6 +304,20 @@ async def _call(command: Command, hands: Hands, inside: HandlerRun, scope: Scope
         return value, result.response, result.events
 
     return await run_behind(await _session_of(scope, hands.barrier), answered)
+
+
+async def _made(command: Command, kind: Step, scope: Scope) -> SagaStepHandler[Any, Any]:
+    try:
+        handler = await scope.resolve(kind)
+    except Exception as error:
+        raise HandlerUnavailable(
+            f"the container cannot make {kind.__name__}, the handler of step {command.step}: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(handler, command.action.value):
+        raise HandlerUnavailable(
+            f"the container gave a {type(handler).__name__} for {kind.__name__}, the handler of step {command.step}"
+        )
+    return handler
 
 
 def _method(handler: SagaStepHandler[Any, Any], action: Action) -> Callable[[Any], Awaitable[Any]]:
@@ -320,15 +335,6 @@ async def _session_of(scope: Scope, kind: type[Any]) -> Any:
             f"changes would not be in the barrier's transaction; bind it in the scope of a command"
         )
     return session
-
-
-def _patch_if_possible(inside: HandlerRun) -> dict[str, Any] | None:
-    if inside.block is not None and inside.block.ended:
-        return inside.block.patch or None
-    try:
-        return inside.patch() or None
-    except (InvalidPayload, LimitExceeded):
-        return None
 
 
 def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[Any, Any]:

@@ -98,6 +98,40 @@ async def test_an_act_that_must_not_run_twice_is_unknown_when_it_was_delivered_b
         assert (reply.outcome, reply.error.code) == (ReplyOutcome.UNKNOWN, "run_lost")
 
 
+class Container:
+    """Makes what it is told to."""
+
+    def __init__(self, made: Callable[[], object]) -> None:
+        self.made = made
+
+    async def resolve(self, kind: type[object]) -> object:
+        return self.made()
+
+
+def cannot() -> object:
+    raise KeyError("session")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (cannot, "the container cannot make Charge, the handler of step Charge: KeyError: 'session'"),
+        (lambda: 5, "the container gave a int for Charge, the handler of step Charge"),
+    ],
+)
+async def test_a_handler_that_cannot_be_made_undoes_nobodys_business(
+    mind: Mind, calls: Calls, made: Callable[[], object], words: str
+) -> None:
+    """Nothing ran: the command is handed back, for this worker or another one, later."""
+    worker = Worker(di_container=Container(made), handlers=[step("Charge", calls)])
+    await mind.send("Charge")
+    async with running(mind.worker(worker)):
+        reply, _ = await mind.reply()
+    assert reply.outcome is ReplyOutcome.NOT_SERVED
+    assert reply.error is not None
+    assert reply.error.message == words
+
+
 def breaker_in_the_saga(charge: Step) -> Worker:
     class OrderSaga(Saga[Order]):
         steps = [Fallback(charge, step("PayLater", Calls()), circuit_breaker=AioBreakerAdapter(fail_max=2))]

@@ -14,7 +14,14 @@ from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_id, new_token
-from watership.errors import ActRefused, ConfigurationError, InvalidPayload, LimitExceeded, StepError
+from watership.errors import (
+    ActRefused,
+    ConfigurationError,
+    HandlerUnavailable,
+    InvalidPayload,
+    LimitExceeded,
+    StepError,
+)
 from watership.execution import Command, Execution, execute
 from watership.machine.state import Action
 from watership.messages import (
@@ -183,6 +190,11 @@ class Consumer:
         )
         if run.error is not None:
             _tell_error(command, run)
+        if isinstance(run.error, HandlerUnavailable):  # a mistake of this deployment's must not undo anybody's business
+            error = ErrorOnWire(
+                code=HandlerUnavailable.code, type_name="HandlerUnavailable", message=str(run.error)[:2_000]
+            )
+            return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery, run.run)
         if run.misfit is not None:
             error = ErrorOnWire(code=MISFIT, type_name="Misfit", message=run.misfit[:2_000])
             return _without_a_run(command, ReplyOutcome.NOT_SERVED, error, delivery, run.run)

@@ -108,6 +108,15 @@ class HandlerRun:
             codec.encode_context({**self.whole, **patch}, what=f"{self.where}: the context")
         return patch
 
+    def patch_if_possible(self) -> dict[str, Any] | None:
+        """The same of a run that did not end well: what its block stored, else what it changed and can be kept."""
+        if self.block is not None and self.block.ended:
+            return self.block.patch or None
+        try:
+            return self.patch() or None
+        except (InvalidPayload, LimitExceeded):
+            return None
+
     def restore(self, patch: Mapping[str, Any]) -> None:
         """Gives the context what an earlier run changed, and the saga was never told."""
         self.shape.assign(self.context, {**self.whole, **patch}, patch)
