@@ -35,8 +35,8 @@ from watership_orchestrator.database import is_passing
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.inbox import Inbox
 from watership_orchestrator.ports import SagaStore
+from watership_orchestrator.records import DeadLetter
 from watership_orchestrator.refused_replies import unknown_run
-from watership_orchestrator.waiting import DeadLetter
 
 log = logging.getLogger("watership.orchestrator")
 

@@ -22,7 +22,7 @@ from watership_orchestrator.database import is_passing, is_too_long
 from watership_orchestrator.judgement import Judgement, NeedsHistory, judge
 from watership_orchestrator.kept_signals import put_first
 from watership_orchestrator.ports import PlanShelf, SagaBatch, SagaStore
-from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
+from watership_orchestrator.records import ChangedRow, LedgerLine, NewRow, StoredSaga
 
 log = logging.getLogger("watership.orchestrator")
 

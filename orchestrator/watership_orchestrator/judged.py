@@ -10,7 +10,7 @@ from watership.machine.state import Action, SagaState, Status
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.arrivals import Rejection
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, events_reason, is_events, is_in_doubt
-from watership_orchestrator.waiting import WaitingSignal
+from watership_orchestrator.records import WaitingSignal
 
 
 @dataclasses.dataclass(slots=True)

@@ -22,9 +22,8 @@ from watership.saga.storage.protocol import LogEntry, Tombstone
 from watership_orchestrator.arrivals import UNREADABLE, Arrival, Mark, Plans, Rejection, too_large, within_limits
 from watership_orchestrator.judged import Judgement
 from watership_orchestrator.owed import UNCONFIRMED_YET, awaited_commands, is_events, is_unsent
-from watership_orchestrator.store import StoredSaga
+from watership_orchestrator.records import StoredSaga, WaitingSignal
 from watership_orchestrator.unserved import unserved
-from watership_orchestrator.waiting import WaitingSignal
 
 __all__ = ["Arrival", "Judgement", "NeedsHistory", "Plans", "Rejection", "judge"]
 

@@ -16,8 +16,7 @@ from watership.machine.state import Phase, Status
 from watership.messages import Signal
 from watership_orchestrator.arrivals import Arrival
 from watership_orchestrator.ports import SagaBatch
-from watership_orchestrator.store import StoredSaga
-from watership_orchestrator.waiting import WaitingSignal
+from watership_orchestrator.records import StoredSaga, WaitingSignal
 
 
 def arrival_of(kept: WaitingSignal) -> Arrival:

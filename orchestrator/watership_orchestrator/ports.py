@@ -14,8 +14,15 @@ from watership.machine.plan import Plan
 from watership.messages import AdminAnswer, AdminRequest, RegisterWorker
 from watership.saga.storage.protocol import LogEntry, Tombstone
 from watership_orchestrator.arrivals import Plans, Waiting
-from watership_orchestrator.store import ChangedRow, LedgerLine, NewRow, StoredSaga
-from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
+from watership_orchestrator.records import (
+    ChangedRow,
+    DeadLetter,
+    LedgerLine,
+    NewRow,
+    StoredSaga,
+    WaitingSignal,
+    WaitingStart,
+)
 
 
 class SagaBatch(Protocol):

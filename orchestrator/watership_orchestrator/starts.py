@@ -15,7 +15,7 @@ from watership.messages import StartSaga
 from watership_orchestrator.arrivals import UNREADABLE, Arrival, Shelf, Waiting
 from watership_orchestrator.engine import Engine
 from watership_orchestrator.ports import PlanShelf, SagaStore
-from watership_orchestrator.waiting import WaitingStart
+from watership_orchestrator.records import WaitingStart
 
 
 class Starts:

@@ -5,7 +5,6 @@ It decides nothing. A `Batch` is one transaction: lock, write, commit; rows lock
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from watership.machine.state import MACHINE_VERSION, SagaState
+from watership.machine.state import MACHINE_VERSION
 from watership.saga.storage.protocol import LogEntry, Tombstone
 from watership.saga.storage.rows import (
     changes_from_json,
@@ -27,54 +26,17 @@ from watership.saga.storage.rows import (
 from watership_orchestrator import statements as sql
 from watership_orchestrator import waiting
 from watership_orchestrator.arrivals import Waiting
-from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
+from watership_orchestrator.records import (
+    ChangedRow,
+    DeadLetter,
+    LedgerLine,
+    NewRow,
+    StoredSaga,
+    WaitingSignal,
+    WaitingStart,
+)
 
 OWED_LOOK_MS = 10_000
-
-
-@dataclasses.dataclass(slots=True)
-class StoredSaga:
-    """A locked row: its state, and what the row has beside it."""
-
-    saga_id: uuid.UUID
-    state: SagaState
-    input_hash: str
-    machine_version: int
-    owed: bool
-    owed_reason: str | None
-    reply_to: str | None
-    traceparent: str | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class NewRow:
-    """A saga to be made."""
-
-    saga_id: uuid.UUID
-    state: SagaState
-    input_hash: str
-    reply_to: str | None
-    traceparent: str | None
-    owed_reason: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ChangedRow:
-    """A saga that moved. ``owed_reason``: what it sends has no message that would bring it. ``looked``: by the reaper."""
-
-    saga_id: uuid.UUID
-    state: SagaState
-    owed_reason: str | None
-    looked: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LedgerLine:
-    """A message that moved nothing, and why."""
-
-    saga_id: uuid.UUID
-    reason: str
-    message: str
 
 
 class Batch:

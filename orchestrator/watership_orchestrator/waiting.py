@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Shelf, Waiting
+from watership_orchestrator.records import DeadLetter, WaitingSignal, WaitingStart
 
 _NOW_MS = r"(SELECT (extract(epoch FROM clock_timestamp()) * 1000)\:\:bigint)"
 BACK_OFF_MIN_MS, BACK_OFF_MAX_MS = 10_000, 3_600_000
@@ -107,54 +108,6 @@ _TOMBSTONES = sa.text(
     "SELECT saga_id, name, input_hash, status, namespace = :namespace AND driver = 'orchestrator' AS ours "
     "FROM watership_tombstone WHERE saga_id = ANY(CAST(:ids AS uuid[]))"
 )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WaitingStart:
-    """A start as a client wrote it: nothing of it is checked yet. ``plan`` and ``context`` should be JSON."""
-
-    start_id: int
-    saga_id: uuid.UUID
-    saga: str
-    plan_hash: str | None
-    plan: str | None
-    context: str
-    traceparent: str | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WaitingSignal:
-    """A signal that came before its saga. ``data`` is JSON."""
-
-    saga_id: uuid.UUID
-    signal_id: str
-    name: str
-    data: str
-    at_ms: int = 0
-
-    @property
-    def row(self) -> Waiting:
-        """How it is named as a row."""
-        return Waiting(Shelf.SIGNAL, (self.saga_id, self.signal_id))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that the broker gave up on, or that we refused. ``headers`` is JSON. ``judge``: the machine shall."""
-
-    queue: str
-    reason: str
-    kind: str
-    message_id: str | None
-    saga_id: uuid.UUID | None
-    reply_to: str | None
-    headers: str
-    body: bytes
-    judge: bool = False
-    judged: str | None = None
-    id: int = 0
-    actor: str | None = None
-    actor_reason: str | None = None
 
 
 async def starts(connection: AsyncConnection, namespace: str, limit: int) -> list[WaitingStart]:

@@ -10,7 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from watership.machine.state import Status
 from watership.saga.storage.trouble import Trouble, trouble_of
-from watership_orchestrator.store import OWED_LOOK_MS, ChangedRow, LedgerLine
+from watership_orchestrator.records import ChangedRow, LedgerLine
+from watership_orchestrator.store import OWED_LOOK_MS
 
 from tests.support.engine_ground import (
     LATER_MS,

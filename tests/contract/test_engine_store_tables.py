@@ -14,8 +14,7 @@ from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
 from watership.messages import AdminRequest, AdminVerb, HandlerOnWire, RegisterWorker
 from watership.saga.storage.protocol import LogEntry
-from watership_orchestrator.store import LedgerLine
-from watership_orchestrator.waiting import WaitingSignal
+from watership_orchestrator.records import LedgerLine, WaitingSignal
 
 from tests.support.engine_ground import (
     LATER_MS,

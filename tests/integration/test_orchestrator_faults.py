@@ -20,7 +20,8 @@ from watership.machine.react import react
 from watership.machine.state import SagaState
 from watership_orchestrator import engine
 from watership_orchestrator.ports import SagaBatch
-from watership_orchestrator.store import NewRow, Store
+from watership_orchestrator.records import NewRow
+from watership_orchestrator.store import Store
 from watership_worker import Worker
 from watership_worker.consumer import Consumer
 

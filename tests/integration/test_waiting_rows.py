@@ -17,8 +17,9 @@ from watership.machine.state import SagaState
 from watership_orchestrator import statements
 from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.database import open_database
-from watership_orchestrator.store import NewRow, Store
-from watership_orchestrator.waiting import BACK_OFF_MIN_MS, DeadLetter, WaitingSignal
+from watership_orchestrator.records import DeadLetter, NewRow, WaitingSignal
+from watership_orchestrator.store import Store
+from watership_orchestrator.waiting import BACK_OFF_MIN_MS
 
 pytestmark = pytest.mark.servers
 

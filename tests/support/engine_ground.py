@@ -21,7 +21,7 @@ from watership.testing.memory_plans import MemoryBacking
 from watership_orchestrator.backing import PostgresBacking
 from watership_orchestrator.database import open_database
 from watership_orchestrator.ports import Backing
-from watership_orchestrator.store import ChangedRow, NewRow
+from watership_orchestrator.records import ChangedRow, NewRow
 
 PLAN = Plan("Order", (StepPlan("A", "a"), StepPlan("B", "b")), {"type": "object", "required": ["n"]})
 SOON_MS, LATER_MS, MINUTE_MS = 20_000, 90_000, 60_000

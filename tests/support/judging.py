@@ -14,7 +14,7 @@ from watership.machine.state import Action
 from watership.messages import AdminRequest, AdminVerb, ErrorOnWire, ReplyOutcome, StartSaga, StepReply
 from watership.saga.storage.protocol import LogEntry
 from watership_orchestrator.judgement import Arrival, Judgement, Plans, judge
-from watership_orchestrator.store import StoredSaga
+from watership_orchestrator.records import StoredSaga
 
 SAGA_ID = uuid.UUID(int=5)
 NOW_MS = 1_000_000

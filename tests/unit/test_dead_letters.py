@@ -16,7 +16,7 @@ from watership.machine.state import Action
 from watership.messages import AdminRequest, AdminVerb, ReplyOutcome, StartSaga, StepCommand, StepReply, WireMessage
 from watership_orchestrator.arrivals import Arrival, Shelf, Waiting
 from watership_orchestrator.dead_letters import arrival_of, letter_of
-from watership_orchestrator.waiting import DeadLetter
+from watership_orchestrator.records import DeadLetter
 
 SAGA_ID = uuid.UUID(int=7)
 START = StartSaga(saga="Order", saga_id=SAGA_ID, context={})

@@ -13,7 +13,7 @@ from watership.testing.memory_plans import MemoryBacking
 from watership.testing.memory_store import MemoryBatch, MemoryStore
 from watership_orchestrator.arrivals import Arrival
 from watership_orchestrator.deciding import Decider
-from watership_orchestrator.store import StoredSaga
+from watership_orchestrator.records import StoredSaga
 
 from tests.support.judging import PLAN
 

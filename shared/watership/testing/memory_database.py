@@ -19,7 +19,7 @@ import sqlalchemy.exc
 
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Waiting
-from watership_orchestrator.waiting import DeadLetter, WaitingSignal, WaitingStart
+from watership_orchestrator.records import DeadLetter, WaitingSignal, WaitingStart
 
 LOCK_TIMEOUT_S = 2.0
 TERMINAL = ("COMPLETED", "COMPENSATED", "FAILED")

@@ -8,13 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from watership.testing.memory_database import MemoryDatabase, WaitingRow
 from watership.testing.memory_line import Line
 from watership_orchestrator.arrivals import Shelf, Waiting
-from watership_orchestrator.waiting import (
-    BACK_OFF_MAX_MS,
-    BACK_OFF_MIN_MS,
-    DeadLetter,
-    WaitingSignal,
-    WaitingStart,
-)
+from watership_orchestrator.records import DeadLetter, WaitingSignal, WaitingStart
+from watership_orchestrator.waiting import BACK_OFF_MAX_MS, BACK_OFF_MIN_MS
 
 
 def backed_off(row: WaitingRow, now_ms: int, *, at_most_ms: int = BACK_OFF_MAX_MS) -> WaitingRow:

@@ -25,8 +25,8 @@ from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase,
 from watership.testing.memory_line import Line, StraightLine
 from watership.testing.memory_rows import MemoryRows, backed_off
 from watership_orchestrator.arrivals import Shelf, Waiting
-from watership_orchestrator.store import OWED_LOOK_MS, ChangedRow, LedgerLine, NewRow, StoredSaga, stored_saga
-from watership_orchestrator.waiting import WaitingSignal
+from watership_orchestrator.records import ChangedRow, LedgerLine, NewRow, StoredSaga, WaitingSignal
+from watership_orchestrator.store import OWED_LOOK_MS, stored_saga
 
 
 class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
