@@ -25,7 +25,6 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from watership import codec
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Topology
 from watership.machine import events as e
@@ -33,12 +32,15 @@ from watership.machine.nodes import StepPlan
 from watership.machine.plan import Plan
 from watership.machine.react import react
 from watership.machine.state import MACHINE_VERSION, SagaState
+from watership.messages import HandlerOnWire, RegisterWorker
 from watership.saga.storage.rows import changes_to_json, context_to_json, state_to_json
+from watership_orchestrator.plans import PlanBook
 
 from tests.support.servers import Session, open_session
 
 CONTEXT = {"order_id": "o-1", "padding": "x" * 220}
-PLAN = Plan("BenchSaga", tuple(StepPlan(name, "bench") for name in ("Reserve", "Charge", "Ship")))
+STEPS = tuple(StepPlan(name, "bench") for name in ("Reserve", "Charge", "Ship"))
+PLAN = Plan("BenchSaga", STEPS)
 LONG_AGO_MS = 1_700_000_000_000
 GIVE_UP_S = 540
 SAMPLE_EVERY_S = 0.5
@@ -55,7 +57,6 @@ _SEED_LOG = """
 INSERT INTO watership_log (saga_id, seq, at_ms, cause, changes)
 SELECT saga_id, 1, :at_ms, 'start', :changes FROM watership_saga
 """
-_SEED_PLAN = "INSERT INTO watership_plan VALUES (:namespace, :plan_hash, 'BenchSaga', :plan, 1)"
 _LEFT = "SELECT count(*) FROM watership_saga WHERE wake_at_ms < :seeded_ms"
 _DRIVEN = "SELECT count(*) FROM watership_saga WHERE NOT owed AND seq = 2 AND wake_at_ms = due_at_ms"
 
@@ -73,7 +74,10 @@ class Sample:
 async def seed(database: AsyncEngine, namespace: str, count: int, broken: int) -> None:
     """All of them long due. The broken ones are spread evenly."""
     reaction = react(PLAN, SagaState("bench"), e.SagaStarted("BenchSaga", CONTEXT, PLAN.hash), LONG_AGO_MS)
-    plan = codec.dumps(PLAN.to_data()).decode()
+    # A worker that serves the steps, as far as the reaper knows: it only does not answer.
+    handlers = tuple(HandlerOnWire(step=node.name, queue=node.queue, source="bench") for node in STEPS)
+    announced = RegisterWorker(worker="bench", plans=(PLAN.to_data(),), handlers=handlers)
+    assert await PlanBook(database, namespace).register(announced) == []
     values: dict[str, Any] = {
         "namespace": namespace,
         "plan_hash": PLAN.hash,
@@ -85,7 +89,6 @@ async def seed(database: AsyncEngine, namespace: str, count: int, broken: int) -
         "broken_every": count // broken if broken else count + 1,
     }
     async with database.begin() as connection:
-        await connection.execute(sa.text(_SEED_PLAN), {"namespace": namespace, "plan_hash": PLAN.hash, "plan": plan})
         await connection.execute(sa.text(_SEED), values)
         changes = changes_to_json(reaction.changes)
         await connection.execute(sa.text(_SEED_LOG), {"at_ms": LONG_AGO_MS, "changes": changes})
