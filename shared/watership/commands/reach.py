@@ -67,8 +67,8 @@ def without_broker(settings: Settings, verb: str) -> ConfigurationError | None:
         return None
     if settings.database_url:
         return ConfigurationError(
-            f"an embedded saga needs the code of its own program: {verb} it there (a parked one by `await "
-            f"recover_saga(...)`); sagas of the services are reached by --broker-url or WATERSHIP_BROKER_URL"
+            f"an embedded saga needs the code of its own program: {verb} it there (`await recover_saga(...)` retries a parked "
+            f"one, `await mediator.cancel(...)` compensates); sagas of the services are reached by --broker-url or WATERSHIP_BROKER_URL"
         )
     return ConfigurationError(
         f"{verb} goes to the services, through a broker: set --broker-url or WATERSHIP_BROKER_URL"

@@ -22,6 +22,7 @@ from watership.errors import (
     OperationRefused,
     SagaConflict,
     SignalRefused,
+    StoreUnavailable,
     UnknownSaga,
 )
 from watership.machine import events as e
@@ -180,7 +181,9 @@ class Drivers:
         while True:
             try:
                 await self.recover_once()
-            except Exception:  # the store may be away for a while: recovery is level-triggered, and looks again
+            except (ConfigurationError, StoreUnavailable) as error:  # it says itself what to do
+                log.warning("recovery could not look for sagas, and looks again in %s s: %s", every_s, error)
+            except Exception:  # a bug, perhaps; but recovery is level-triggered, and looks again
                 log.exception("recovery could not look for sagas; it looks again in %s s", every_s)
             await asyncio.sleep(every_s)
 
