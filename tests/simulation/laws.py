@@ -367,6 +367,13 @@ class Laws(Witness):
                 if effect.action is Action.ACT and plan is not None and not plan.by_name[effect.step].rerun:
                     continue  # it may have been sent, and must not run twice: at its deadline it is unknown
                 name = f"{saga_id}:{effect.step}:{effect.action}:{effect.attempt}"
+            elif any(
+                isinstance(change, c.CompensationBegan)
+                for later in self.entries[saga_id]
+                for change in later.changes
+                if later.seq > entry.seq
+            ):
+                continue  # it turned once more since: another end is told
             else:
                 name = f"{saga_id}:{entry.seq}:saga-ended:event"
             wanted = log_laws.wanted(state, effect)

@@ -177,12 +177,12 @@ class MemoryBroker:
         taken = [queue.put(message) for queue in targets]
         return Fate.CONFIRMED if all(taken) else Fate.REFUSED
 
-    def dead_letter(self, queue: _MemoryQueue, message: Message) -> None:
-        """Sends a rejected message on, as RabbitMQ does; without a dead-letter exchange it is gone."""
+    def dead_letter(self, queue: _MemoryQueue, message: Message, reason: str = "rejected") -> None:
+        """Sends a message on, as RabbitMQ does; without a dead-letter exchange it is gone."""
         if queue.declared is None or queue.declared.dead_letter_exchange is None:
             return
         death = {
-            "reason": "rejected",
+            "reason": reason,
             "queue": queue.name,
             "exchange": message.exchange,
             "routing-keys": [message.routing_key],

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from watership.bus.memory import MemoryBroker, MemoryBus
 from watership.bus.protocol import Delivery, Fate, Message, Subscription
@@ -171,7 +171,10 @@ class FaultyBus:
         await self._process.point("reject")
         if self._is_open(delivery):
             self._witness.rejected(self._process, delivery, requeue=requeue)
-            await self._inner.reject(delivery, requeue=requeue)
+            if requeue:
+                await self._inner.reject(delivery, requeue=True)
+            else:
+                self._dead_letter(delivery, "rejected")
         await self._process.point("rejected")
 
     # --- how
@@ -225,7 +228,15 @@ class FaultyBus:
         """It waited for too long: nobody gets it."""
         if self._is_open(delivery):
             self._witness.rejected(self._process, delivery, requeue=False)
-            _finish_at_once(self._inner.reject(delivery, requeue=False))
+            self._dead_letter(delivery, "expired")
+
+    def _dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """As RabbitMQ does it: a dead letter expires no more."""
+        consumer, sequence = delivery.handle
+        message = consumer.unacked.pop(sequence).message
+        headers = {name: value for name, value in message.headers.items() if name != EXPIRES_AT_S}
+        self._broker.dead_letter(consumer.queue, dataclasses.replace(message, headers=headers), reason)
+        consumer.queue.pump()
 
     def _hand_over(self, subscription: _Subscription, on_delivery: OnDelivery, delivery: Delivery, links: int) -> None:
         if subscription.cancelled or links != self._links:
@@ -234,12 +245,3 @@ class FaultyBus:
         result = on_delivery(delivery)
         if isinstance(result, Coroutine):
             asyncio.get_running_loop().create_task(result)
-
-
-def _finish_at_once(work: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine of the memory bus that never waits."""
-    try:
-        work.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("the memory bus waited")

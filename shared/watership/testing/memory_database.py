@@ -133,6 +133,11 @@ class Transaction:
         self.held |= free
         return free
 
+    def waiting(self, row: Waiting) -> WaitingRow | None:
+        """A row that waits to be judged; None: it is gone."""
+        self._require_open()
+        return self._database.waiting.get(row)
+
     async def wait_lock(self, key: uuid.UUID) -> None:
         """Locks one row, or one key that is to be inserted. Raises like Postgres after `LOCK_TIMEOUT_S`."""
         self._require_open()

@@ -101,7 +101,8 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         await self._line.point("done")
         now_ms = self._database.now_ms()
         for row, words in told.items():
-            waits = self._database.waiting[row]
+            waits = self._transaction.waiting(row)
+            assert waits is not None, "it is held"
             kept = dataclasses.replace(waits, look_at_ms=None, judged=words, judged_at_ms=now_ms)
             self._transaction.keep("waiting", row, kept if row.shelf is Shelf.DEAD else None)
 
@@ -123,7 +124,9 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
     async def back_off_rows(self, rows: Collection[Waiting]) -> None:
         """See `Batch.back_off_rows`."""
         for row in rows:
-            self._transaction.keep("waiting", row, backed_off(self._database.waiting[row], self._database.now_ms()))
+            waits = self._transaction.waiting(row)
+            if waits is not None:
+                self._transaction.keep("waiting", row, backed_off(waits, self._database.now_ms()))
 
     async def keep_signals(self, signals: Sequence[WaitingSignal]) -> None:
         """See `Batch.keep_signals`."""
