@@ -119,13 +119,13 @@ async def starts(connection: AsyncConnection, namespace: str, limit: int) -> lis
 async def signals(connection: AsyncConnection, namespace: str, limit: int) -> list[WaitingSignal]:
     """Signals whose saga runs by now, oldest first."""
     rows = await connection.execute(_SIGNALS, {"namespace": namespace, "limit": limit})
-    return [WaitingSignal(**{**row, "saga_id": _plain(row["saga_id"])}) for row in rows.mappings()]
+    return [_signal(row) for row in rows.mappings()]
 
 
 async def signals_of(connection: AsyncConnection, namespace: str, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
     """The signals that are kept for these sagas, oldest first."""
     rows = await connection.execute(_SIGNALS_OF, {"namespace": namespace, "ids": sorted(ids)})
-    return [WaitingSignal(**{**row, "saga_id": _plain(row["saga_id"])}) for row in rows.mappings()]
+    return [_signal(row) for row in rows.mappings()]
 
 
 async def dead_letters(connection: AsyncConnection, namespace: str, limit: int) -> list[DeadLetter]:
@@ -210,6 +210,10 @@ async def tombstones(connection: AsyncConnection, namespace: str, ids: Collectio
     """What pruned sagas among ``ids`` left."""
     rows = await connection.execute(_TOMBSTONES, {"ids": sorted(ids), "namespace": namespace})
     return [Tombstone(_plain(row.saga_id), row.name, row.input_hash, row.status, row.ours) for row in rows]
+
+
+def _signal(row: sa.RowMapping) -> WaitingSignal:
+    return WaitingSignal(**{**row, "saga_id": _plain(row["saga_id"])})
 
 
 def _letter(row: Mapping[str, Any]) -> DeadLetter:

@@ -9,25 +9,12 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
-from watership.saga.storage import migrations
-
 from tests.support.crash_program import CRASH_CODE
 from tests.support.processes import ROOT
 
 STEPS = ["Reserve", "Charge", "Ship"]
 FORWARD = [f"act:{step}" for step in STEPS]
 BACKWARD = ["compensate:Charge", "compensate:Reserve"]
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
-def saga_database(request: pytest.FixtureRequest) -> str:
-    if request.param == "postgres":
-        return str(request.getfixturevalue("database_url"))
-    url = str(request.getfixturevalue("sqlite_url"))
-    asyncio.run(migrations.upgrade(url))
-    return url
 
 
 class Program:

@@ -8,23 +8,10 @@ import sys
 import uuid
 from pathlib import Path
 
-import pytest
-
-from watership.saga.storage import migrations
-
 from tests.support.command import Command
 from tests.support.processes import ROOT
 
 PATIENCE_S = 60
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
-def saga_database(request: pytest.FixtureRequest) -> str:
-    if request.param == "postgres":
-        return str(request.getfixturevalue("database_url"))
-    url = str(request.getfixturevalue("sqlite_url"))
-    asyncio.run(migrations.upgrade(url))
-    return url
 
 
 class Program:

@@ -48,17 +48,27 @@ async def connected(settings: Settings) -> AsyncIterator[Wire]:
 async def open_reader(broker_url: str | None, database_url: str | None, namespace: str | None) -> AsyncIterator[Reader]:
     """What to ask, by flags and settings. A flag says what is meant; without one, a broker goes before a database."""
     settings = load_settings(broker_url=broker_url, database_url=database_url, namespace=namespace)
-    if settings.broker_url and (broker_url or not database_url):
+    if by_broker(settings, broker_url, database_url, "to look for sagas"):
         async with connected(settings) as wire:
             yield _Distributed(wire, settings.namespace)
         return
+    async with _open_embedded(settings.database(), settings.namespace) as reader:
+        yield reader
+
+
+def by_broker(settings: Settings, broker_url: str | None, database_url: str | None, what_for: str) -> bool:
+    """Whether the services are meant, else an embedded database: a flag says it; without one, a broker goes first.
+
+    ``what_for``: to do what, for the message. Raises `ConfigurationError` if neither is known.
+    """
+    if settings.broker_url and (broker_url or not database_url):
+        return True
     if not settings.database_url:
         raise ConfigurationError(
-            "nowhere to look for sagas: set --broker-url or WATERSHIP_BROKER_URL for sagas that services run, "
-            "--database-url or WATERSHIP_DATABASE_URL for sagas that your own process runs"
+            f"nowhere {what_for}: set --broker-url or WATERSHIP_BROKER_URL for sagas that services run, "
+            f"--database-url or WATERSHIP_DATABASE_URL for sagas that your own process runs"
         )
-    async with _open_embedded(settings.database_url, settings.namespace) as reader:
-        yield reader
+    return False
 
 
 def without_broker(settings: Settings, verb: str) -> ConfigurationError | None:

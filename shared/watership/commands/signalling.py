@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from watership.commands.options import BrokerUrl, DatabaseUrl, Namespace, SagaId
-from watership.commands.reach import connected, existing_database
+from watership.commands.reach import by_broker, connected, existing_database
 from watership.commands.screen import clean, output
-from watership.errors import ConfigurationError, SagaNotFound, SignalRefused
+from watership.errors import SagaNotFound, SignalRefused
 from watership.saga.signals import make_signal
 from watership.saga.storage.protocol import EarlySignal
 from watership.settings import Settings, load_settings
@@ -39,17 +39,12 @@ def signal(
     """
     settings = load_settings(broker_url=broker_url, database_url=database_url, namespace=namespace)
     made = make_signal(saga_id, name, _read(data), signal_id)
-    if settings.broker_url and (broker_url or not database_url):
+    if by_broker(settings, broker_url, database_url, "to send the signal"):
         asyncio.run(_send(settings, made))
         told = "an orchestrator has it"
-    elif settings.database_url:
+    else:
         asyncio.run(_keep(settings, made))
         told = "it is kept; the program that runs the saga takes it within seconds"
-    else:
-        raise ConfigurationError(
-            "nowhere to send the signal: set --broker-url or WATERSHIP_BROKER_URL for sagas that services run, "
-            "--database-url or WATERSHIP_DATABASE_URL for sagas that your own process runs"
-        )
     output().print(f"signal {clean(name)} to saga {saga_id}: {told}")
 
 
