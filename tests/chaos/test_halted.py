@@ -37,7 +37,8 @@ HEARTBEAT_S = 2  # of the orchestrators that are stopped: the broker gives them 
 LOCK_TIMEOUT_S = float(SERVER_SETTINGS["lock_timeout"].removesuffix("s"))
 # The step's own deadline is the longest of all.
 STOPPED_FOR_S = QUEUE_WITHIN_S + TIMEOUT_S + GRACE_MS / 1000 + 1
-ACT = re.compile(rb'"saga_id":"([0-9a-f-]{36})","step":"[^"]+","action":"act"')
+# A command from its beginning: the answer to a client that asks for a saga tells its acts too, and is no act.
+ACT = re.compile(rb'\{"v":1,"saga":"[^"]+","saga_id":"([0-9a-f-]{36})","step":"[^"]+","action":"act"')
 
 
 class Scene:
