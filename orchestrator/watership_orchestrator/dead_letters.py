@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from watership import codec
-from watership.bus.protocol import Bus, Delivery
+from watership.bus.gathering import Settling
+from watership.bus.protocol import Delivery
 from watership.errors import InvalidPayload, LimitExceeded, OperationRefused
 from watership.messages import (
     AdminAnswer,
@@ -198,9 +199,9 @@ class DeadLetters:
 class DeadLetterIntake:
     """Takes what arrives on the queue of dead letters into the table, many in a transaction."""
 
-    def __init__(self, letters: DeadLetters, bus: Bus, *, batch_size_max: int) -> None:
+    def __init__(self, letters: DeadLetters, settling: Settling, *, batch_size_max: int) -> None:
         self._letters = letters
-        self._bus = bus
+        self._settling = settling
         self._batch_size_max = batch_size_max
         self._inbox = Inbox()
 
@@ -214,7 +215,7 @@ class DeadLetterIntake:
             deliveries = await self._inbox.take(self._batch_size_max)
             try:
                 kept = await self._keep(deliveries)
-                await self._bus.ack(kept)
+                await self._settling.ack(kept)
             except (
                 Exception
             ):  # a bug here must not end the loop: without it, nobody would hear of dead letters any more

@@ -13,7 +13,8 @@ import logging
 import random
 from collections.abc import Sequence
 
-from watership.bus.protocol import Bus, Delivery
+from watership.bus.gathering import Settling
+from watership.bus.protocol import Delivery
 from watership.messages import StartSaga, StepReply
 from watership.service import Tasks
 from watership_orchestrator.arrivals import Arrival
@@ -40,8 +41,8 @@ def hold_s(returns: int) -> float:
 class NewerSagas:
     """Holds, hands back and keeps, beside the batches."""
 
-    def __init__(self, bus: Bus, letters: DeadLetters, tasks: Tasks, chance: random.Random) -> None:
-        self._bus = bus
+    def __init__(self, settling: Settling, letters: DeadLetters, tasks: Tasks, chance: random.Random) -> None:
+        self._settling = settling
         self._letters = letters
         self._tasks = tasks
         self._chance = chance
@@ -73,7 +74,7 @@ class NewerSagas:
         except TimeoutError:
             pass
         for delivery in deliveries:
-            await self._bus.reject(delivery, requeue=True)
+            await self._settling.reject(delivery, requeue=True)
 
     async def _keep(self, deliveries: Sequence[Delivery]) -> None:
         letters = [dataclasses.replace(letter_of(delivery), reason=REASON, judge=True) for delivery in deliveries]
@@ -88,4 +89,4 @@ class NewerSagas:
             "kept for one (`watership dead list`)",
             len(deliveries),
         )
-        await self._bus.ack(deliveries)
+        await self._settling.ack(deliveries)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from watership.bus.gathering import Parcels
 from watership.bus.protocol import Bus, Delivery, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_token
@@ -74,12 +75,13 @@ class Orchestrator:
         self._topology = Topology(settings.namespace)
         self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
         self._dead_letters = DeadLetters(backing.store, self._engine)
-        self._dead_intake = DeadLetterIntake(self._dead_letters, bus, batch_size_max=settings.batch_size_max)
+        self._parcels = Parcels(bus)
+        self._dead_intake = DeadLetterIntake(self._dead_letters, self._parcels, batch_size_max=settings.batch_size_max)
         self._inbox = Inbox()
         self._judged = {self._topology.queue_name(key): kind for key, kind in JUDGED.items()}
         self._subscriptions: list[Subscription] = []
         self._aside = Tasks()
-        self._newer = NewerSagas(bus, self._dead_letters, self._aside, chance)
+        self._newer = NewerSagas(self._parcels, self._dead_letters, self._aside, chance)
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.Task[None] | None = None
@@ -98,7 +100,8 @@ class Orchestrator:
             ("control", self._on_control),
             ("dead", self._dead_intake.put),
         ):
-            consume = partial(self._bus.consume, self._topology.queue_name(key), prefetch=prefetch, on_delivery=handler)
+            arrive = self._parcels.opening(handler)
+            consume = partial(self._bus.consume, self._topology.queue_name(key), prefetch=prefetch, on_delivery=arrive)
             self._subscriptions.append(await patiently(self.name, consume, self._chance))
 
     async def run(self) -> None:
@@ -169,14 +172,14 @@ class Orchestrator:
         for arrival in result.redeliver:
             if id(arrival) in open_ids:
                 open_ids.discard(id(arrival))
-                await self._bus.reject(arrivals[id(arrival)][1], requeue=True)
+                await self._parcels.reject(arrivals[id(arrival)][1], requeue=True)
         for rejection in result.rejections:
             if id(rejection.arrival) in open_ids:
                 open_ids.discard(id(rejection.arrival))
                 log.warning("refused: %s", rejection.reason)
-                await self._bus.reject(arrivals[id(rejection.arrival)][1], requeue=False)
+                await self._parcels.reject(arrivals[id(rejection.arrival)][1], requeue=False)
         await self._answer_operators([both for key, both in arrivals.items() if key in open_ids], result)
-        await self._bus.ack([arrivals[key][1] for key in arrivals if key in open_ids])
+        await self._parcels.ack([arrivals[key][1] for key in arrivals if key in open_ids])
         if again and len(again) == len(arrivals):
             await asyncio.sleep(LOCKED_RETRY_S)  # all are locked elsewhere: let that transaction end
 
@@ -224,7 +227,7 @@ class Orchestrator:
         log.warning("refused a message on %s: %s", delivery.queue, error)
         if delivery.reply_to is not None:
             await self._bus.publish([_answer_to(delivery, SagaRejected(code=error.code, reason=str(error)))])
-        await self._bus.reject(delivery, requeue=False)
+        await self._parcels.reject(delivery, requeue=False)
 
     # --- control and admin, aside from the batches
 
@@ -246,13 +249,13 @@ class Orchestrator:
         except Exception:
             log.exception("an announcement could not be kept; it comes again")
             await asyncio.sleep(STORE_RETRY_S)
-            await self._bus.reject(delivery, requeue=True)
+            await self._parcels.reject(delivery, requeue=True)
             return
         for sentence in refused:
             log.warning("refused: %s", sentence)
         if delivery.reply_to is not None:
             await self._bus.publish([_answer_to(delivery, RegisterAnswer(refused=tuple(refused)))])
-        await self._bus.ack([delivery])
+        await self._parcels.ack([delivery])
 
     def _on_admin(self, delivery: Delivery) -> None:
         self._aside.begin(self._administer(delivery), name="admin")
@@ -288,7 +291,7 @@ class Orchestrator:
     async def _answer_and_ack(self, delivery: Delivery, body: AdminAnswer) -> None:
         if delivery.reply_to is not None:
             await self._bus.publish([_answer_to(delivery, body)])
-        await self._bus.ack([delivery])
+        await self._parcels.ack([delivery])
 
 
 def _answer_to(delivery: Delivery, body: WireMessage) -> Message:

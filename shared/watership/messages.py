@@ -87,6 +87,11 @@ class StartSaga(WireMessage):
     context: JsonObject
     plan: Annotated[str, Field(max_length=32)] | None = None
 
+    @property
+    def message_id(self) -> str:
+        """What names its message: the same start has the same."""
+        return f"{self.saga_id}:start"
+
 
 class StepCommand(WireMessage):
     """Orchestrator → ``step.<queue>``: run one action of one step. ``timeout_ms`` bounds the run, not the wait.
@@ -174,6 +179,11 @@ class StepReply(WireMessage):
     redelivered: bool = False
     certain: bool = False
     events: Annotated[tuple[EventOnWire, ...], Field(max_length=100)] | None = None
+
+    @property
+    def message_id(self) -> str:
+        """What names its message: one for each run."""
+        return f"{self.saga_id}:{self.step}:{self.action}:{self.attempt}:{self.run}"
 
 
 class HandlerOnWire(pydantic.BaseModel):

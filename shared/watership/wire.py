@@ -18,7 +18,8 @@ from typing import Any
 
 from watership import codec
 from watership.bus.acks import Acks
-from watership.bus.protocol import Bus, Delivery, Fate
+from watership.bus.gathering import Gatherer, publish_gathered
+from watership.bus.protocol import Bus, Delivery, Fate, Message
 from watership.bus.topology import Topology
 from watership.errors import (
     BrokerUnavailable,
@@ -80,6 +81,7 @@ class Wire:
         self.name = f"client {socket.gethostname()}:{os.getpid()}"
         self._bus = bus
         self._acks = Acks(bus)
+        self._starts = Gatherer[tuple[Message, asyncio.Future[Fate]]](self._publish_starts)
         self._topology = Topology(namespace)
         self._replies = f"{namespace}.client.{uuid.uuid4().hex}"
         self._sagas: dict[uuid.UUID, Listening] = {}
@@ -157,12 +159,14 @@ class Wire:
         message = body.addressed(
             self._topology.exchange,
             "start",
-            message_id=f"{body.saga_id}:start",
+            message_id=body.message_id,
             correlation_id=str(body.saga_id),
             reply_to=self._replies if listen else None,
         )
         for attempt in range(1, START_TRIES_MAX + 1):
-            (fate,) = await self._bus.publish([message])
+            told: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+            self._starts.add((message, told))
+            fate = await told
             if fate is Fate.CONFIRMED:
                 return
             if fate is Fate.REFUSED:
@@ -173,6 +177,15 @@ class Wire:
             f"the broker did not confirm the start of saga {body.saga} {body.saga_id} in {START_TRIES_MAX} tries; it "
             f"may be there all the same: start it again with this id"
         )
+
+    async def _publish_starts(self, starts: list[tuple[Message, asyncio.Future[Fate]]]) -> None:
+        fates = [Fate.UNCONFIRMED] * len(starts)
+        try:
+            fates = await publish_gathered(self._bus, [message for message, _ in starts])
+        finally:
+            for (_, told), fate in zip(starts, fates, strict=True):
+                if not told.done():
+                    told.set_result(fate)
 
     async def _register(self, plan: Plan) -> None:
         """Makes the plan known before the first saga that is pinned to it, or that one would wait for it."""

@@ -7,6 +7,7 @@ import dataclasses
 from watership.bus.memory import MemoryBroker
 from watership.bus.protocol import Delivery
 from watership.machine import changes as c
+from watership.testing.each_part import parts_of
 
 
 class LawBroken(AssertionError):
@@ -40,4 +41,4 @@ def copies_of(broker: MemoryBroker, delivery: Delivery) -> int:
     """How many messages of this id the broker holds in this queue, delivered or not."""
     queue = broker._queues[delivery.queue]
     entries = [*queue.ready, *(entry for consumer in queue.consumers for entry in consumer.unacked.values())]
-    return sum(entry.message.message_id == delivery.message_id for entry in entries)
+    return sum(part.message_id == delivery.message_id for entry in entries for part in parts_of(entry.message))

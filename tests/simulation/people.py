@@ -7,6 +7,7 @@ import random
 import uuid
 from collections.abc import Iterator
 
+from watership.bus.gathering import Gatherer, gathered
 from watership.bus.protocol import Fate, Message
 from watership.bus.topology import Topology
 from watership.machine.plan import Plan
@@ -14,6 +15,8 @@ from watership.messages import AdminRequest, AdminVerb, RegisterWorker, Signal, 
 from watership.testing.world import World
 
 from tests.simulation.workload import OperatorOrder, SignalOrder, StartOrder, Workload
+
+STARTS_WITHIN_S = 0.5  # what is started within such a time goes in one message
 
 
 class People:
@@ -26,6 +29,7 @@ class People:
         self._listener = listener
         self._chance = chance
         self._ids = 0
+        self._starts = Gatherer(self._send_starts, hold_s=STARTS_WITHIN_S)
 
     def orders(self, work: Workload) -> Iterator[asyncio.Task[None]]:
         """Begins to do all of it, each thing at its time."""
@@ -60,7 +64,7 @@ class People:
             if copy:
                 await asyncio.sleep(self._chance.choice((0.0, 0.01, 2.0, 20.0)))
             reply_to = self._listener if order.watched else None
-            await self._send("start", body, reply_to=reply_to, message_id=f"{order.saga_id}:start")
+            self._starts.add(self._message("start", body, reply_to=reply_to, message_id=body.message_id))
         if order.conflict:
             other = body.model_copy(update={"context": {"n": -1}})
             await asyncio.sleep(self._chance.choice((0.01, 5.0)))
@@ -83,11 +87,19 @@ class People:
     async def _send(
         self, key: str, body: WireMessage, *, reply_to: str | None = None, message_id: str | None = None
     ) -> None:
+        await self._route(self._message(key, body, reply_to=reply_to, message_id=message_id))
+
+    def _message(self, key: str, body: WireMessage, *, reply_to: str | None, message_id: str | None) -> Message:
         self._ids += 1
         name = message_id or f"request-{self._ids}"
-        message: Message = body.addressed(
-            self._topology.exchange, key, message_id=name, correlation_id=name, reply_to=reply_to
-        )
-        self._world.tell("people", f"send {body.kind} {name}")
+        return body.addressed(self._topology.exchange, key, message_id=name, correlation_id=name, reply_to=reply_to)
+
+    async def _send_starts(self, starts: list[Message]) -> None:
+        for message, _ in gathered(starts):
+            await self._route(message)
+        await asyncio.sleep(STARTS_WITHIN_S)
+
+    async def _route(self, message: Message) -> None:
+        self._world.tell("people", f"send {message.type} {message.message_id}")
         while self._world.broker.route(message) is not Fate.CONFIRMED:
             await asyncio.sleep(1.0)  # the queue is full

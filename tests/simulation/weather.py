@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 
+from watership.bus.gathering import LINES
 from watership.bus.protocol import Delivery, Message
 from watership.testing.memory_database import connection_lost, contended
 from watership.testing.mischief import WELL, Act, Crash, Delay, Fail, Pause, Sending
@@ -139,7 +140,7 @@ class Faults:
         if roll < weather.refused:
             return Sending(refused=True)
         roll -= weather.refused
-        if roll < weather.twice and message.type in SENT_TWICE:
+        if roll < weather.twice and message.type.removesuffix(LINES) in SENT_TWICE:
             return Sending(copies=2)
         return WELL
 

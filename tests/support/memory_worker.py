@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from watership import SagaContext, SagaStepHandler
+from watership.bus.gathering import Parcels
 from watership.bus.memory import MemoryBroker, MemoryBus, QueueDepth
 from watership.bus.protocol import Delivery, Fate
 from watership.bus.topology import Topology
@@ -50,13 +51,16 @@ class Mind:
         self.announced: list[RegisterWorker] = []
         self.refused: tuple[str, ...] = ()
         self._bus = MemoryBus(self.broker)
+        self._parcels = Parcels(self._bus)
         self._replies: asyncio.Queue[Delivery] = asyncio.Queue()
 
     async def open(self) -> None:
         await self._bus.open()
         await self._bus.declare(TOPOLOGY.exchanges(), TOPOLOGY.orchestrator_queues())
         await self._bus.consume(TOPOLOGY.queue_name("control"), prefetch=0, on_delivery=self._on_announcement)
-        await self._bus.consume(TOPOLOGY.queue_name("replies"), prefetch=0, on_delivery=self._replies.put_nowait)
+        await self._bus.consume(
+            TOPOLOGY.queue_name("replies"), prefetch=0, on_delivery=self._parcels.opening(self._replies.put_nowait)
+        )
 
     async def close(self) -> None:
         await self._bus.close()
@@ -123,5 +127,5 @@ class Mind:
             delivery = await self._replies.get()
         reply = read(delivery.type, delivery.body)
         assert isinstance(reply, StepReply)
-        await self._bus.ack([delivery])
+        await self._parcels.ack([delivery])
         return reply, delivery

@@ -21,7 +21,6 @@ from watership.messages import EventOnWire, ReplyOutcome, StepReply
 from watership.settings import Settings
 from watership_orchestrator.outbox import _command, messages_of
 from watership_worker import Worker
-from watership_worker.consumer import reply_id
 
 from tests.support.judging import SAGA_ID, Row, reply, start
 
@@ -64,7 +63,7 @@ def test_nor_does_any_number_of_attempts_make_an_id_too_long() -> None:
         run=new_token(SYSTEM_CHANCE),
         outcome=ReplyOutcome.DONE,
     )
-    as_sent(body.addressed(TOPOLOGY.exchange, "replies", message_id=reply_id(body)))
+    as_sent(body.addressed(TOPOLOGY.exchange, "replies", message_id=body.message_id))
 
 
 def test_an_id_that_is_too_long_is_shortened_and_stays_an_id() -> None:
@@ -73,7 +72,7 @@ def test_an_id_that_is_too_long_is_shortened_and_stays_an_id() -> None:
         saga_id=uuid.UUID(int=1), step="Ш" * 200, action=Action.ACT, attempt=1, run="r", outcome=ReplyOutcome.DONE
     )
     other = body.model_copy(update={"run": "s"})
-    made = [one.addressed("x", "replies", message_id=reply_id(one)) for one in (body, body, other)]
+    made = [one.addressed("x", "replies", message_id=one.message_id) for one in (body, body, other)]
     assert made[0].message_id == made[1].message_id != made[2].message_id
     for message in made:
         _encode(message, 1, 131_000)

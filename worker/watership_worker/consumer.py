@@ -204,7 +204,7 @@ class Consumer:
         return reply.addressed(
             self._topology.exchange,
             "replies",
-            message_id=reply_id(reply),
+            message_id=reply.message_id,
             correlation_id=str(command.saga_id),
             headers=_trace(delivery),
         )
@@ -225,11 +225,6 @@ def _tell_error(command: StepCommand, run: Execution) -> None:
         run.error,
         exc_info=None if expected else run.error,
     )
-
-
-def reply_id(reply: StepReply) -> str:
-    """The message's id: one for each run."""
-    return f"{reply.saga_id}:{reply.step}:{reply.action}:{reply.attempt}:{reply.run}"
 
 
 def _trace(delivery: Delivery) -> dict[str, str]:

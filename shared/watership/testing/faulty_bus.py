@@ -16,6 +16,7 @@ from watership.bus.memory import MemoryBroker, MemoryBus
 from watership.bus.protocol import Delivery, Fate, Message, Subscription
 from watership.bus.topology import Exchange, Queue
 from watership.errors import BrokerUnavailable
+from watership.testing.each_part import EachPart
 from watership.testing.mischief import Mischief
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class FaultyBus:
         self._broker = broker
         self._process = process
         self._mischief = mischief
-        self._witness = witness
+        self._witness = EachPart(witness)
         self._up = asyncio.Event()
         self._links = 0  # how many were lost: what is under way belongs to one of them
         self._opened = False

@@ -19,6 +19,7 @@ from watership.machine.effects import SendCommand, effects_of
 from watership.machine.state import Action, Phase, Status
 from watership.messages import ReplyOutcome, StepCommand, StepReply, WireMessage, read
 from watership.saga.storage.rows import changes_from_json, state_from_row
+from watership.testing.each_part import parts_of
 from watership.testing.memory_database import Transaction
 from watership.testing.mischief import WELL, Act, Crash, NoMischief, Pause, Sending
 from watership.testing.torturing.points import GETS, SENDS, Fault, Harm, Point, Seen
@@ -290,7 +291,11 @@ class Watch(NoMischief, Witness):
     def _comes_again(self, delivery: Delivery) -> bool:
         """Whether another copy of it waits at the broker: then that one will see to it."""
         assert self.world is not None
-        return any(one.message_id == delivery.message_id for one in self.world.broker.peek(delivery.queue))
+        return any(
+            part.message_id == delivery.message_id
+            for one in self.world.broker.peek(delivery.queue)
+            for part in parts_of(one)
+        )
 
     def _break(self, sentence: str) -> None:
         if sentence not in self.offences:

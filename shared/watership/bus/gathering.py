@@ -1,0 +1,246 @@
+"""Many messages in one, and one taken apart again: of one kind, to one queue, a line of compact JSON each.
+
+A message through a replicated queue costs the broker the same whatever its size, and every client that it passes as
+much again: under load that is most of what a saga costs. So what is ready at the same moment goes as one message, whose
+type is its parts' with ``-lines`` behind. At rest nothing waits, and a message goes alone, as it is.
+
+Behind a part's body, after a tab, may stand headers of its own, such as its trace: compact JSON has no bare tab or newline.
+A gathered message is settled when all its parts are. One part that must come again brings the others with it, which are
+duplicates then, and known as such; one that must be dead-lettered is sent to its queue again as a message of its own,
+so that whoever keeps dead letters never has to keep nine good ones with a bad one. It must never know what a saga is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from watership import codec
+from watership.bus.protocol import Bus, Delivery, Fate, Message
+from watership.errors import InvalidPayload, LimitExceeded
+
+LINES = "-lines"
+HOLD_S = 0.002  # under load: for what is ready a moment later; a confirm of the broker takes about as long
+PARTS_MAX = 100
+PARTS_BYTES_MAX = 65_536
+OPENED_PARTS_MAX = 1_000  # of what a stranger sent: with more it is not opened, and refused as it is
+OPENED_BYTES_MAX = 1_048_576
+
+ItemT = TypeVar("ItemT")
+OnDelivery = Callable[[Delivery], Awaitable[None] | None]
+
+
+class Gatherer(Generic[ItemT]):
+    """Hands over what is ready together. While that is under way, what comes next is held for a moment, and goes together."""
+
+    def __init__(self, hand_over: Callable[[list[ItemT]], Awaitable[None]], *, hold_s: float = HOLD_S) -> None:
+        self._hand_over = hand_over
+        self._hold_s = hold_s
+        self._ready: list[ItemT] = []
+        self._turns: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def add(self, item: ItemT) -> None:
+        """It goes with the next turn."""
+        self._ready.append(item)
+        if self._turns is None or self._turns.done():
+            self._turns = asyncio.create_task(self._take_turns(), name="gathering")
+
+    async def _take_turns(self) -> None:
+        await asyncio.sleep(0)  # what becomes ready in this turn of the loop goes along
+        while self._ready:
+            items, self._ready = self._ready, []
+            task = asyncio.create_task(self._go(items), name="gathered")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            await asyncio.wait({task}, timeout=self._hold_s)
+
+    async def _go(self, items: list[ItemT]) -> None:
+        await self._hand_over(items)
+
+
+async def publish_gathered(bus: Bus, messages: Sequence[Message]) -> list[Fate]:
+    """Publishes them, gathered as far as they go together; a fate for each, in their order."""
+    groups = gathered(messages)
+    fates = await bus.publish([message for message, _ in groups])
+    by_index: dict[int, Fate] = {}
+    for (_, indexes), fate in zip(groups, fates, strict=True):
+        by_index.update(dict.fromkeys(indexes, fate))
+    return [by_index[index] for index in range(len(messages))]
+
+
+def gathered(messages: Sequence[Message]) -> list[tuple[Message, list[int]]]:
+    """The messages that carry these, each with the numbers of those that it carries. What expires goes alone."""
+    groups: list[list[int]] = []
+    filling: dict[object, tuple[list[int], int]] = {}
+    for index, message in enumerate(messages):
+        address = _address(message)
+        group, size_bytes = filling.get(address, ([], 0))
+        size_bytes += len(message.body) + 1
+        if not group or len(group) >= PARTS_MAX or size_bytes > PARTS_BYTES_MAX or message.expiration_ms is not None:
+            group, size_bytes = [], len(message.body) + 1
+            groups.append(group)
+        group.append(index)
+        filling[address] = (group, size_bytes)
+    return [(_one_of([messages[index] for index in group]), group) for group in groups]
+
+
+def _address(message: Message) -> object:
+    return message.exchange, message.routing_key, message.type, message.reply_to, message.mandatory
+
+
+def _one_of(messages: list[Message]) -> Message:
+    first = messages[0]
+    if len(messages) == 1:
+        return first
+    return dataclasses.replace(
+        first,
+        body=b"\n".join(_line(message) for message in messages),
+        type=first.type + LINES,
+        message_id=f"{first.message_id[:200]}+{len(messages) - 1}",
+        correlation_id=None,
+        headers={},
+    )
+
+
+def _line(message: Message) -> bytes:
+    return message.body + b"\t" + codec.dumps(message.headers) if message.headers else message.body
+
+
+def _parts(body: bytes) -> Iterable[tuple[bytes, Mapping[str, Any]]]:
+    """The bodies in a gathered one, each with its headers; what cannot be read as such counts as none."""
+    for line in body.split(b"\n"):
+        part, _, rest = line.partition(b"\t")
+        headers: object = {}
+        if rest:
+            with contextlib.suppress(InvalidPayload, LimitExceeded):
+                headers = codec.decode(rest, what="the headers of a part")
+        yield part, headers if isinstance(headers, dict) else {}
+
+
+def apart(message: Message) -> list[Message]:
+    """The messages that one stands for: itself, if nothing is gathered in it."""
+    if not message.type.endswith(LINES):
+        return [message]
+    kind = message.type.removesuffix(LINES)
+    return [
+        dataclasses.replace(message, body=body, type=kind, message_id=f"{message.message_id}/{number}", headers=headers)
+        for number, (body, headers) in enumerate(_parts(message.body))
+    ]
+
+
+class Settling(Protocol):
+    """How what was delivered is settled: as a bus does."""
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledges."""
+
+    async def reject(self, delivery: Delivery, *, requeue: bool) -> None:
+        """Gives back (``requeue``) or dead-letters."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Parcel:
+    """A gathered message that was delivered, and how many of its parts are open."""
+
+    delivery: Delivery
+    open: int
+    comes_again: bool = False
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Part:
+    """A part's handle."""
+
+    parcel: _Parcel
+    is_settled: bool = False
+
+
+def opened(delivery: Delivery) -> list[Delivery]:
+    """The deliveries that one stands for, each with a handle of its own: itself, if nothing is gathered in it."""
+    kind = delivery.type or ""
+    if not kind.endswith(LINES) or len(delivery.body) > OPENED_BYTES_MAX:
+        return [delivery]
+    count = delivery.body.count(b"\n") + 1
+    if count > OPENED_PARTS_MAX:
+        return [delivery]
+    parcel = _Parcel(delivery, count)
+    kind = kind.removesuffix(LINES)
+    return [
+        Delivery(
+            queue=delivery.queue,
+            body=body,
+            type=kind,
+            message_id=f"{delivery.message_id}/{number}",
+            correlation_id=None,
+            reply_to=delivery.reply_to,
+            redelivered=delivery.redelivered,
+            headers={**delivery.headers, **headers} if headers else delivery.headers,
+            handle=_Part(parcel),
+        )
+        for number, (body, headers) in enumerate(_parts(delivery.body))
+    ]
+
+
+class Parcels:
+    """Opens what arrives, and settles it with the broker when all that was in it is settled."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    @staticmethod
+    def opening(on_delivery: OnDelivery) -> Callable[[Delivery], None]:
+        """For `Bus.consume`: hands on each part. What ``on_delivery`` returns must be None."""
+
+        def arrive(delivery: Delivery) -> None:
+            for part in opened(delivery):
+                on_delivery(part)
+
+        return arrive
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledges, with those gathered messages of which these were the last open parts."""
+        whole = [delivery for delivery in deliveries if not isinstance(delivery.handle, _Part)]
+        closed = list(_closed(delivery.handle for delivery in deliveries if isinstance(delivery.handle, _Part)))
+        whole += [parcel.delivery for parcel in closed if not parcel.comes_again]
+        if whole:
+            await self._bus.ack(whole)
+        for parcel in closed:
+            if parcel.comes_again:
+                await self._bus.reject(parcel.delivery, requeue=True)
+
+    async def reject(self, delivery: Delivery, *, requeue: bool) -> None:
+        """Gives back, or dead-letters."""
+        part = delivery.handle
+        if not isinstance(part, _Part):
+            await self._bus.reject(delivery, requeue=requeue)
+            return
+        if requeue or not await self._sent_alone(delivery):
+            part.parcel.comes_again = True
+        await self.ack([delivery])
+
+    async def _sent_alone(self, delivery: Delivery) -> bool:
+        assert delivery.type, "a part has its kind"
+        message = Message(
+            exchange="",
+            routing_key=delivery.queue,
+            body=delivery.body,
+            type=delivery.type,
+            message_id=delivery.message_id or "",
+            reply_to=delivery.reply_to,
+            headers={name: value for name, value in delivery.headers.items() if not name.startswith("x-")},
+        )
+        (fate,) = await self._bus.publish([message])
+        return fate is Fate.CONFIRMED
+
+
+def _closed(parts: Iterable[_Part]) -> Iterable[_Parcel]:
+    for part in itertools.filterfalse(lambda part: part.is_settled, parts):
+        part.is_settled = True
+        part.parcel.open -= 1
+        if not part.parcel.open:
+            yield part.parcel
