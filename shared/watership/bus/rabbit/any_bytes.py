@@ -32,7 +32,7 @@ def install() -> None:
 def short_string(value: bytes) -> tuple[int, str]:
     """A text of up to 255 bytes."""
     end = 1 + value[0] if value else 1
-    return end, _text(value[1:end])
+    return end, text(value[1:end])
 
 
 def timestamp(value: bytes) -> tuple[int, dt.datetime | None]:
@@ -66,7 +66,7 @@ def properties_table(value: bytes) -> tuple[int, dict[str, Any]]:
         return 4 + length, {}
 
 
-def _text(raw: bytes) -> str:
+def text(raw: bytes) -> str:
     """What is no UTF-8 becomes question marks: never longer in bytes, so that an answer can carry it back."""
     try:
         return raw.decode()
