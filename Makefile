@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_DEMO := .venv-demo
+VENV_PEERS := .venv-peers
 LOCK := deploy/lock
 
 # One set of flags for every call: nothing to answer, nothing to read but errors.
@@ -12,7 +13,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input --progress-bar off
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-containers chaos model mutants bench lock clean
+.PHONY: help demo check test test-containers chaos model mutants bench bench-quick lock clean
 .DELETE_ON_ERROR:
 
 help: ## Say what there is
@@ -21,7 +22,8 @@ help: ## Say what there is
 	@echo "make test    everything, in about ten minutes, on a real RabbitMQ and a real PostgreSQL: found on this host, or brought up"
 	@echo "make test-containers   docker-compose.yml as it stands: needs a Docker engine with Compose v2"
 	@echo "make chaos   twenty minutes of all faults at once, on private servers: --minutes 5 --seed 7 --only broker"
-	@echo "make bench   throughput over RabbitMQ and PostgreSQL"
+	@echo "make bench   us and our peers on this machine, in turn: writes docs/benchmarks.md, in twenty-five minutes"
+	@echo "make bench-quick   the same in four minutes, with fewer runs; it writes nothing"
 	@echo "make model   every order of events in a small model of the protocol, by spin: about five minutes"
 	@echo "make mutants breaks each law on purpose, in a copy, and sees that the simulation catches it: two minutes"
 	@echo "make lock    compile the lock files again (make lock UPGRADE=1 takes newer versions)"
@@ -39,8 +41,12 @@ test: $(VENV)/.installed
 chaos: $(VENV)/.installed
 	@$(VENV)/bin/python -m tests.chaos $(ARGS)
 
-bench: $(VENV)/.installed
-	@$(VENV)/bin/python -m tests.benchmarks.throughput $(ARGS)
+# `make bench ARGS="--only throughput,embedded"` for some of it; `ARGS=--list` says what there is.
+bench: $(VENV)/.installed $(VENV_PEERS)/.locked
+	@$(VENV)/bin/python -m tests.benchmarks $(ARGS)
+
+bench-quick: $(VENV)/.installed $(VENV_PEERS)/.locked
+	@$(VENV)/bin/python -m tests.benchmarks --quick $(ARGS)
 
 # `make model ARGS=--mutants`: what shows that its properties can fail. Not a part of `make test`, which needs no spin.
 model: $(VENV)/.installed
@@ -51,7 +57,7 @@ mutants: $(VENV)/.installed
 	@$(VENV)/bin/python -m tests.mutants.run $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV_DEMO) .demo .servers .model .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV_DEMO) $(VENV_PEERS) .demo .servers .model .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- virtual environments -------------------------------------------------------------------------------------------
@@ -87,6 +93,16 @@ $(VENV_DEMO)/.locked: $(LOCK)/base.txt $(LOCK)/build.txt
 	@$(*)/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# What `make bench` compares with. A peer that cannot be installed stops nothing: the run says that it is not there.
+$(VENV_PEERS)/.locked: $(LOCK)/peers.txt $(LOCK)/restate/package-lock.json
+	$(call make_venv,$(VENV_PEERS),$(LOCK)/peers.txt)
+	@$(VENV_PEERS)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r $(LOCK)/peers.txt || \
+		echo "the peers could not be installed: the benchmarks are of Watership alone" >&2
+	@mkdir -p $(VENV_PEERS)/restate && cp $(LOCK)/restate/*.json $(VENV_PEERS)/restate/
+	@npm ci --silent --ignore-scripts --no-audit --no-fund --prefix $(VENV_PEERS)/restate || \
+		echo "Restate could not be installed (it needs npm): the benchmarks go on without it" >&2
+	@touch $@
+
 .PRECIOUS: %/.locked
 
 # --- lock files -----------------------------------------------------------------------------------------------------
@@ -103,6 +119,7 @@ lock:
 	@$(COMPILE) pyproject.toml --constraint $(LOCK)/dev.txt --output-file $(LOCK)/base.txt
 	@$(COMPILE) pyproject.toml --extra server --constraint $(LOCK)/dev.txt --output-file $(LOCK)/server.txt
 	@$(COMPILE) --group build --constraint $(LOCK)/dev.txt --output-file $(LOCK)/build.txt
+	@$(COMPILE) --group peers --output-file $(LOCK)/peers.txt
 	@wc -l $(LOCK)/*.txt
 
 # --- containers -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,30 @@
+"""Ours and the peers in turn: sagas a second, each filling the machine with its processes."""
+
+from __future__ import annotations
+
+from tests.benchmarks.bench import Bench, Data, ratio
+from tests.benchmarks.contenders import celery, dbos, distributed, python_cqrs, relay, restate
+
+TITLE = "Throughput, beside the peers"
+IS_LONG = False
+OURS = "watership-1-1"
+GOALS = {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-16": 5.0, "celery-2": 5.0, "relay": 2.5}
+
+
+def measure(bench: Bench) -> Data:
+    """Every peer as it fills the machine; in a full run as one process too, and with more at once."""
+    contenders = [
+        distributed(),
+        python_cqrs("postgres", 2, 16),
+        dbos(2, 16),
+        restate(2, 16),
+        celery(2),
+        celery(2, is_safe=False),
+        relay(),
+    ]
+    series = bench.interleaved(contenders)
+    if not bench.is_quick:
+        others = [python_cqrs("postgres", 1, 16), python_cqrs("postgres", 3, 16), dbos(1, 16), restate(2, 32)]
+        series |= bench.interleaved(others, rounds=1)
+    ratios = {name: ratio(series[OURS], series[name]) for name in GOALS}
+    return {"series": series, "ratios": ratios, "goals": GOALS}

@@ -1,0 +1,184 @@
+"""Starts sagas in the distributed system, and counts their ends by their events.
+
+Without ``--rate`` it keeps ``--at-once`` on their way: another start for each end. With it, starts are due at fixed
+moments, whatever the system does, and each is timed from the moment that it was due: waiting counts.
+With ``--count``, so many and no more, from rest to rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+
+import aiormq
+import orjson
+from aiormq.abc import DeliveredMessage
+
+from watership.bus.gathering import LINES, publish_gathered
+from watership.bus.protocol import Fate, Message
+from watership.bus.rabbit import RabbitBus
+from watership.bus.topology import Topology
+from watership.messages import StartSaga
+
+from tests.benchmarks.closed_loop import Ends, arguments, ready
+from tests.benchmarks.ours.saga import STEPS
+
+PUBLISH_AT_ONCE = 100
+DRAIN_WITHIN_S = 60.0
+TICK_S = 0.005
+
+
+class Meter:
+    """Hears of each end, on a queue of its own that nobody has to acknowledge."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.began_s: dict[str, float] = {}  # what is timed, by the saga's id
+        self.on_end: Callable[[int, float | None], None] = lambda _count, _began_s: None
+        self._some = asyncio.Event()
+
+    async def listen(self, broker_url: str, topology: Topology) -> None:
+        """Binds an exclusive queue to the events."""
+        connection = await aiormq.connect(broker_url)
+        channel = await connection.channel()
+        declared = await channel.queue_declare(exclusive=True)
+        queue = declared.queue or ""
+        await channel.queue_bind(queue, topology.events_exchange, "saga.#")
+        await channel.basic_consume(queue, self._on_message, no_ack=True)
+
+    async def _on_message(self, message: DeliveredMessage) -> None:
+        kind = message.header.properties.message_type or ""
+        lines = message.body.split(b"\n") if kind.endswith(LINES) else [message.body]
+        self.ended += len(lines)
+        if self.began_s:
+            for line in lines:
+                saga_id = orjson.loads(line.partition(b"\t")[0])["saga_id"]
+                self.on_end(1, self.began_s.pop(saga_id, None))
+        else:
+            self.on_end(len(lines), None)
+        self._some.set()
+
+    async def wait_until(self, count: int) -> None:
+        """Until so many have ended."""
+        while self.ended < count:
+            await self._some.wait()
+            self._some.clear()
+
+
+class Starter:
+    """Publishes starts, those that are due together in as few messages as any client of ours would."""
+
+    def __init__(self, bus: RabbitBus, namespace: str, padding: int) -> None:
+        self._bus, self._namespace = bus, namespace
+        self._context = {
+            "order_id": "o-1", "padding": "x" * padding, "reservation_id": None, "payment_id": None,
+        }  # fmt: skip
+        self.published = 0
+
+    async def start(self, saga_ids: list[uuid.UUID]) -> None:
+        """Confirmed by the broker on return."""
+        self.published += len(saga_ids)
+        fates = await publish_gathered(self._bus, [self._message(saga_id) for saga_id in saga_ids])
+        assert all(fate is Fate.CONFIRMED for fate in fates), "the broker did not confirm a start"
+
+    def _message(self, saga_id: uuid.UUID) -> Message:
+        body = StartSaga.model_construct(saga="BenchSaga", saga_id=saga_id, context=self._context)
+        return Message(self._namespace, "start", body.to_body(), "start-saga", f"{saga_id}:start")
+
+
+async def keep_at_once(starter: Starter, meter: Meter, at_once: int, is_over: Callable[[], bool]) -> None:
+    """Another start for each end, in groups."""
+    group = max(1, min(PUBLISH_AT_ONCE, at_once // 4))
+    publishing: set[asyncio.Task[None]] = set()
+    while not is_over():
+        await meter.wait_until(starter.published + group - at_once)
+        task = asyncio.create_task(starter.start([uuid.uuid4() for _ in range(group)]))
+        publishing.add(task)
+        task.add_done_callback(publishing.discard)
+        await asyncio.sleep(0)
+    await asyncio.gather(*publishing)
+
+
+async def keep_rate(starter: Starter, meter: Meter, rate: float, until_s: float) -> None:
+    """Starts at fixed moments. Those that are due when we look go together, each timed from its own moment."""
+    first_s = time.perf_counter()
+    publishing: set[asyncio.Task[None]] = set()
+    number = 0
+    while (now_s := time.perf_counter()) < until_s:
+        saga_ids = []
+        while first_s + number / rate <= now_s:
+            saga_ids.append(uuid.uuid4())
+            meter.began_s[str(saga_ids[-1])] = first_s + number / rate
+            number += 1
+        if saga_ids:
+            task = asyncio.create_task(starter.start(saga_ids))
+            publishing.add(task)
+            task.add_done_callback(publishing.discard)
+        due_s = first_s + number / rate
+        await asyncio.sleep(max(0.0, min(due_s - time.perf_counter(), TICK_S)))
+    await asyncio.gather(*publishing)
+
+
+async def one_by_one(starter: Starter, meter: Meter, ends: Ends) -> None:
+    """Each after the other: the time from a start to its end, at rest."""
+    while not ends.is_over:
+        saga_id = uuid.uuid4()
+        meter.began_s[str(saga_id)] = time.perf_counter()
+        await starter.start([saga_id])
+        await meter.wait_until(starter.published)
+
+
+async def count_off(starter: Starter, meter: Meter, count: int, at_once: int) -> None:
+    """So many sagas, from rest to rest."""
+    began_s, last = time.perf_counter(), starter.published + count
+    await keep_at_once(starter, meter, min(at_once, count), lambda: starter.published >= last)
+    await meter.wait_until(starter.published)
+    ended = count + starter.published - last
+    ends = Ends(time.perf_counter() - began_s, ended=ended)
+    ends.report()
+
+
+async def run(starter: Starter, meter: Meter) -> None:
+    """As the arguments say."""
+    given = arguments(*NAMES)
+    ends = Ends(given.seconds)
+    meter.on_end = lambda count, began_s: ends.add(began_s, count)
+    if given.count:
+        await count_off(starter, meter, int(given.count), given.at_once)
+        return
+    ends.begin()
+    if given.rate:
+        await keep_rate(starter, meter, float(given.rate), ends.until_s)
+    elif given.at_once == 1:
+        await one_by_one(starter, meter, ends)
+    else:
+        await keep_at_once(starter, meter, given.at_once, lambda: ends.is_over)
+    unfinished = starter.published - meter.ended
+    await asyncio.wait_for(meter.wait_until(starter.published), DRAIN_WITHIN_S)
+    ends.report(unfinished=unfinished)
+
+
+NAMES = ("broker-url", "namespace", "rate", "count", "padding")
+
+
+async def main() -> None:
+    """Warms up, and runs."""
+    given = arguments(*NAMES)
+    topology = Topology(given.namespace)
+    bus = RabbitBus(given.broker_url, name="bench")
+    meter = Meter()
+    await bus.open()
+    step_queues = [topology.step_queue(step) for step in STEPS]
+    await bus.declare(topology.exchanges(), [*topology.orchestrator_queues(), *step_queues])
+    await meter.listen(given.broker_url, topology)
+    starter = Starter(bus, given.namespace, int(given.padding or 220))
+    await starter.start([uuid.uuid4() for _ in range(200)])  # everything is up when these have ended, and warm
+    await meter.wait_until(200)
+    ready()
+    await run(starter, meter)
+    await bus.close()
+
+
+asyncio.run(main())
