@@ -19,7 +19,7 @@ from tests.benchmarks.machine import describe, installed_peers
 from tests.benchmarks.measures import PARTS
 from tests.benchmarks.page import draw
 from tests.benchmarks.results import RESULTS, Results
-from tests.benchmarks.tables import tables_of
+from tests.benchmarks.tables import MAKERS
 from tests.support.servers import open_session
 
 
@@ -33,7 +33,9 @@ def main() -> int:
     if given.draw:
         draw(Results.read(results_path))
         return 0
-    names = given.only.split(",") if given.only else [name for name in PARTS if not (given.quick and PARTS[name].IS_LONG)]
+    names = (
+        given.only.split(",") if given.only else [name for name in PARTS if not (given.quick and PARTS[name].IS_LONG)]
+    )
     if unknown := [name for name in names if name not in PARTS]:
         print(f"there is no part {', '.join(unknown)}: {', '.join(PARTS)}", file=sys.stderr)
         return 2
@@ -55,17 +57,17 @@ def _run(bench: Bench, names: list[str], path: Path, given: argparse.Namespace) 
         began_s = time.monotonic()
         try:
             found = PARTS[name].measure(bench)
-        except Exception:
+        except Exception:  # noqa: BLE001  # whatever it was, the other parts go on
             status = 1
             bench.say(f"{name} failed:\n{traceback.format_exc()}")
             continue
         found |= {"on": time.strftime("%Y-%m-%d"), "took_s": time.monotonic() - began_s, "quick": given.quick}
         results.parts[name] = found
-        for line in tables_of(name, found):
+        for line in MAKERS[name](found):
             bench.say(line)
         if is_kept:
             results.write(path)
-    if is_kept:
+    if is_kept and path == RESULTS:
         draw(results)
     return status
 

@@ -51,6 +51,7 @@ class Ends:
         percentiles = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
         latencies = {name: _at(found, share) * 1000 for name, share in percentiles.items()} if found else {}
         say({"ended": self.ended, "seconds": self.seconds, "latency_ms": latencies, **more})
+        sys.stdin.readline()  # it stays until the runner has read the accounts, in which it must not be missing
 
 
 def _at(sorted_values: list[float], share: float) -> float:

@@ -63,14 +63,14 @@ class Contender:
 
 
 def services(
-    ground: Ground, orchestrators: int = 1, workers: int = 1, worker: str = "saga", **environment: str
+    ground: Ground, orchestrators: int = 1, workers: int = 1, worker: str = "saga", more: dict[str, str] | None = None
 ) -> list[Program]:
     """The services of a distributed Watership."""
     common = {
         "WATERSHIP_BROKER_URL": ground.broker_url,
         "WATERSHIP_DATABASE_URL": ground.database_url,
         "WATERSHIP_NAMESPACE": ground.namespace,
-        **environment,
+        **(more or {}),
     }
     command = (sys.executable, "-m", "watership.cli")
     target = f"tests.benchmarks.ours.{worker}:worker"
@@ -126,7 +126,11 @@ def embedded(storage: str, processes: int = 1, at_once: int = 40) -> Contender:
     titles = {"postgres": "Postgres", "sqlite": "SQLite", "memory": "memory"}
     settings = f"`bootstrap(…)`, {at_once} sagas at once in each process"
     return Contender(
-        f"embedded-{storage}-{processes}-{at_once}", f"Watership, embedded, {titles[storage]}", settings, processes, programs
+        f"embedded-{storage}-{processes}-{at_once}",
+        f"Watership, embedded, {titles[storage]}",
+        settings,
+        processes,
+        programs,
     )
 
 
@@ -164,7 +168,9 @@ def dbos(processes: int = 1, at_once: int = 16) -> Contender:
         url = ground.database_url.replace("+asyncpg", "+psycopg")
         return [_peer("dbos_workflow", seconds, at_once, "--database-url", url) for _ in range(processes)]
 
-    settings = f"asynchronous workflow and steps, log level WARNING, a pool of {at_once}, {at_once} workflows at once each"
+    settings = (
+        f"asynchronous workflow and steps, log level WARNING, a pool of {at_once}, {at_once} workflows at once each"
+    )
     return Contender(f"dbos-{processes}-{at_once}", "DBOS, on Postgres", settings, processes, programs, (PEERS_PYTHON,))
 
 
@@ -194,7 +200,9 @@ def restate(processes: int = 1, at_once: int = 32) -> Contender:
         urls = ",".join(f"http://127.0.0.1:{port}" for port in ports)
         return [*found, _peer("restate_client", seconds, at_once, *options, "--service-urls", urls, group="client")]
 
-    settings = f"the npm package's server, {processes} hypercorn process{'es' * (processes > 1)}, {at_once} calls at once"
+    settings = (
+        f"the npm package's server, {processes} hypercorn process{'es' * (processes > 1)}, {at_once} calls at once"
+    )
     return Contender(
         f"restate-{processes}-{at_once}", "Restate", settings, processes + 2, programs, (PEERS_PYTHON, RESTATE)
     )

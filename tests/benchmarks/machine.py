@@ -34,7 +34,13 @@ def _processor() -> str:
 
 def installed_peers(python: Path) -> dict[str, str]:
     """The versions of the peers, from the folder that they are installed in."""
-    wanted = {"python_cqrs": "python-cqrs", "dbos": "DBOS", "celery": "Celery", "aio_pika": "aio-pika", "restate_sdk": "Restate SDK"}
+    wanted = {
+        "python_cqrs": "python-cqrs",
+        "dbos": "DBOS",
+        "celery": "Celery",
+        "aio_pika": "aio-pika",
+        "restate_sdk": "Restate SDK",
+    }
     found = {}
     for folder in python.parent.parent.glob("lib/python3*/site-packages/*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")

@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from tests.benchmarks.accounts import Accounts
@@ -58,7 +57,7 @@ class Run:
 class _Process:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in end()
         self.popen = subprocess.Popen(
             program.command,
             cwd=ROOT,
@@ -207,8 +206,3 @@ def _run_of(answers: list[dict[str, Any]], spent_s: dict[str, float], resident_b
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """For what a contender keeps in files."""
     return tempfile.TemporaryDirectory(prefix="watership-bench-", ignore_cleanup_errors=True)
-
-
-def exists(path: Path) -> bool:
-    """Whether a program of the peers' environment is there."""
-    return path.exists()

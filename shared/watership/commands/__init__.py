@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from watership.commands import (
+    bench,
     database,
     dead,
     demo,
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("ledger", rich_help_panel=SAGAS)(ledger.ledger)
     app.command("retry", rich_help_panel=SAGAS)(operating.retry)
     app.command("compensate", rich_help_panel=SAGAS)(operating.compensate)
+    app.command("bench", rich_help_panel=SET_UP)(bench.bench)
     app.command("prune", rich_help_panel=SET_UP)(prune.prune)
     app.add_typer(dead.app, name="dead", rich_help_panel=SAGAS)
     app.add_typer(plans.app, name="plans", rich_help_panel=SAGAS)

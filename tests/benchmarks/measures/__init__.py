@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.benchmarks.measures import peers, throughput
+from tests.benchmarks.measures import (
+    barrier,
+    cost,
+    embedded,
+    finished,
+    growth,
+    latency,
+    memory,
+    peers,
+    reaper,
+    recovery,
+    throughput,
+)
 
-PARTS: dict[str, ModuleType] = {"peers": peers, "throughput": throughput}
+PARTS: dict[str, ModuleType] = {
+    "peers": peers,
+    "embedded": embedded,
+    "latency": latency,
+    "throughput": throughput,
+    "cost": cost,
+    "growth": growth,
+    "finished": finished,
+    "barrier": barrier,
+    "recovery": recovery,
+    "reaper": reaper,
+    "memory": memory,
+}

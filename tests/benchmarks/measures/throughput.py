@@ -11,7 +11,7 @@ IS_LONG = False
 
 def measure(bench: Bench) -> Data:
     """How the rate and each process's CPU for a saga change."""
-    contenders = [distributed(), distributed(2, 1), distributed(2, 2)]
+    contenders = [distributed(), distributed(2, 2)]
     if not bench.is_quick:
-        contenders += [distributed(1, 2), distributed(at_once=200), distributed(at_once=10_000)]
+        contenders += [distributed(2, 1), distributed(1, 2), distributed(at_once=200), distributed(at_once=10_000)]
     return {"series": bench.interleaved(contenders)}

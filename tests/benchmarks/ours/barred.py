@@ -15,7 +15,6 @@ from watership_worker import Worker
 
 from tests.benchmarks.ours.saga import BenchContext
 
-TABLE = "CREATE TABLE IF NOT EXISTS bench_effect (order_id text NOT NULL, step text NOT NULL)"
 EFFECT = sa.text("INSERT INTO bench_effect VALUES (:order_id, :step)")
 IS_BARRED = os.environ.get("BARRIER") == "on"
 

@@ -8,6 +8,7 @@ With ``--count``, so many and no more, from rest to rest.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -16,18 +17,20 @@ import aiormq
 import orjson
 from aiormq.abc import DeliveredMessage
 
+from watership import bootstrap
 from watership.bus.gathering import LINES, publish_gathered
 from watership.bus.protocol import Fate, Message
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Topology
 from watership.messages import StartSaga
 
-from tests.benchmarks.closed_loop import Ends, arguments, ready
-from tests.benchmarks.ours.saga import STEPS
+from tests.benchmarks.closed_loop import Ends, arguments, ready, say
+from tests.benchmarks.ours.saga import STEPS, WARMING, BenchContext, sagas
 
 PUBLISH_AT_ONCE = 100
 DRAIN_WITHIN_S = 60.0
 TICK_S = 0.005
+TELL_EVERY_S = 0.25
 
 
 class Meter:
@@ -36,6 +39,7 @@ class Meter:
     def __init__(self) -> None:
         self.ended = 0
         self.began_s: dict[str, float] = {}  # what is timed, by the saga's id
+        self.seen: set[str] | None = None  # where an end may be told twice: each counts once
         self.on_end: Callable[[int, float | None], None] = lambda _count, _began_s: None
         self._some = asyncio.Event()
 
@@ -51,14 +55,21 @@ class Meter:
     async def _on_message(self, message: DeliveredMessage) -> None:
         kind = message.header.properties.message_type or ""
         lines = message.body.split(b"\n") if kind.endswith(LINES) else [message.body]
-        self.ended += len(lines)
-        if self.began_s:
-            for line in lines:
-                saga_id = orjson.loads(line.partition(b"\t")[0])["saga_id"]
-                self.on_end(1, self.began_s.pop(saga_id, None))
-        else:
+        if not self.began_s and self.seen is None:
+            self.ended += len(lines)
             self.on_end(len(lines), None)
+        else:
+            for line in lines:
+                self._end(orjson.loads(line.partition(b"\t")[0])["saga_id"])
         self._some.set()
+
+    def _end(self, saga_id: str) -> None:
+        if self.seen is not None:
+            if saga_id in self.seen:
+                return
+            self.seen.add(saga_id)
+        self.ended += 1
+        self.on_end(1, self.began_s.pop(saga_id, None))
 
     async def wait_until(self, count: int) -> None:
         """Until so many have ended."""
@@ -76,10 +87,25 @@ class Starter:
             "order_id": "o-1", "padding": "x" * padding, "reservation_id": None, "payment_id": None,
         }  # fmt: skip
         self.published = 0
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def begin(self, saga_ids: list[uuid.UUID]) -> None:
+        """Starts them in a task: the next need not wait for their confirms."""
+        self.published += len(saga_ids)
+        task = asyncio.create_task(self._publish(saga_ids), name="starting")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def settled(self) -> None:
+        """Until all are confirmed. Raises what failed."""
+        await asyncio.gather(*self._under_way)
 
     async def start(self, saga_ids: list[uuid.UUID]) -> None:
         """Confirmed by the broker on return."""
         self.published += len(saga_ids)
+        await self._publish(saga_ids)
+
+    async def _publish(self, saga_ids: list[uuid.UUID]) -> None:
         fates = await publish_gathered(self._bus, [self._message(saga_id) for saga_id in saga_ids])
         assert all(fate is Fate.CONFIRMED for fate in fates), "the broker did not confirm a start"
 
@@ -88,23 +114,22 @@ class Starter:
         return Message(self._namespace, "start", body.to_body(), "start-saga", f"{saga_id}:start")
 
 
-async def keep_at_once(starter: Starter, meter: Meter, at_once: int, is_over: Callable[[], bool]) -> None:
-    """Another start for each end, in groups."""
+async def keep_at_once(
+    starter: Starter, meter: Meter, at_once: int, is_over: Callable[[], bool], last: float = float("inf")
+) -> None:
+    """Another start for each end, in groups; no more than ``last`` in all."""
     group = max(1, min(PUBLISH_AT_ONCE, at_once // 4))
-    publishing: set[asyncio.Task[None]] = set()
     while not is_over():
-        await meter.wait_until(starter.published + group - at_once)
-        task = asyncio.create_task(starter.start([uuid.uuid4() for _ in range(group)]))
-        publishing.add(task)
-        task.add_done_callback(publishing.discard)
+        size = int(min(group, last - starter.published))
+        await meter.wait_until(starter.published + size - at_once)
+        starter.begin([uuid.uuid4() for _ in range(size)])
         await asyncio.sleep(0)
-    await asyncio.gather(*publishing)
+    await starter.settled()
 
 
 async def keep_rate(starter: Starter, meter: Meter, rate: float, until_s: float) -> None:
     """Starts at fixed moments. Those that are due when we look go together, each timed from its own moment."""
     first_s = time.perf_counter()
-    publishing: set[asyncio.Task[None]] = set()
     number = 0
     while (now_s := time.perf_counter()) < until_s:
         saga_ids = []
@@ -113,12 +138,10 @@ async def keep_rate(starter: Starter, meter: Meter, rate: float, until_s: float)
             meter.began_s[str(saga_ids[-1])] = first_s + number / rate
             number += 1
         if saga_ids:
-            task = asyncio.create_task(starter.start(saga_ids))
-            publishing.add(task)
-            task.add_done_callback(publishing.discard)
+            starter.begin(saga_ids)
         due_s = first_s + number / rate
         await asyncio.sleep(max(0.0, min(due_s - time.perf_counter(), TICK_S)))
-    await asyncio.gather(*publishing)
+    await starter.settled()
 
 
 async def one_by_one(starter: Starter, meter: Meter, ends: Ends) -> None:
@@ -131,13 +154,20 @@ async def one_by_one(starter: Starter, meter: Meter, ends: Ends) -> None:
 
 
 async def count_off(starter: Starter, meter: Meter, count: int, at_once: int) -> None:
-    """So many sagas, from rest to rest."""
-    began_s, last = time.perf_counter(), starter.published + count
-    await keep_at_once(starter, meter, min(at_once, count), lambda: starter.published >= last)
-    await meter.wait_until(starter.published)
-    ended = count + starter.published - last
-    ends = Ends(time.perf_counter() - began_s, ended=ended)
-    ends.report()
+    """So many sagas, from rest to rest. It tells how far it is."""
+    began_s, first = time.perf_counter(), meter.ended
+    last = starter.published + count
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            say({"at_s": time.perf_counter() - began_s, "so_far": meter.ended - first})
+
+    telling = asyncio.create_task(tell())
+    await keep_at_once(starter, meter, at_once, lambda: starter.published >= last, last)
+    await meter.wait_until(last)
+    telling.cancel()
+    Ends(time.perf_counter() - began_s, ended=count).report()
 
 
 async def run(starter: Starter, meter: Meter) -> None:
@@ -160,7 +190,7 @@ async def run(starter: Starter, meter: Meter) -> None:
     ends.report(unfinished=unfinished)
 
 
-NAMES = ("broker-url", "namespace", "rate", "count", "padding")
+NAMES = ("broker-url", "namespace", "rate", "count", "padding", "unique")
 
 
 async def main() -> None:
@@ -169,13 +199,18 @@ async def main() -> None:
     topology = Topology(given.namespace)
     bus = RabbitBus(given.broker_url, name="bench")
     meter = Meter()
+    meter.seen = set() if given.unique else None
     await bus.open()
+    logging.getLogger("watership").setLevel(logging.ERROR)
     step_queues = [topology.step_queue(step) for step in STEPS]
     await bus.declare(topology.exchanges(), [*topology.orchestrator_queues(), *step_queues])
     await meter.listen(given.broker_url, topology)
     starter = Starter(bus, given.namespace, int(given.padding or 220))
-    await starter.start([uuid.uuid4() for _ in range(200)])  # everything is up when these have ended, and warm
-    await meter.wait_until(200)
+    async with bootstrap(sagas_mapper=sagas, broker_url=given.broker_url, namespace=given.namespace) as mediator:
+        await mediator.run(BenchContext())  # its plan is known from now on, and all is up
+    meter.ended = 0
+    await starter.start([uuid.uuid4() for _ in range(WARMING)])
+    await meter.wait_until(WARMING)
     ready()
     await run(starter, meter)
     await bus.close()

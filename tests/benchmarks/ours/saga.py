@@ -8,6 +8,7 @@ from watership import Response, Saga, SagaContext, SagaMap, SagaStepHandler
 from watership_worker import Worker
 
 STEPS = ("Reserve", "Charge", "Ship")
+WARMING = 200  # sagas that are run before any is counted, and one before them
 
 
 @dataclasses.dataclass

@@ -48,7 +48,7 @@ def charge(context: dict[str, object]) -> dict[str, object]:
 
 
 @app.task(name="ship")
-def ship(context: dict[str, object]) -> None:
+def ship(_context: dict[str, object]) -> None:
     """Nothing: the end."""
     os.write(ended, b".")
 

@@ -61,7 +61,7 @@ async def drive(channel: AbstractChannel, prefix: str, at_once: int, seconds: fl
     ends = Ends(seconds)
     room = asyncio.Semaphore(at_once)
 
-    async def on_end(message: AbstractIncomingMessage) -> None:
+    async def on_end(_message: AbstractIncomingMessage) -> None:
         ends.add()
         room.release()
 
@@ -77,7 +77,7 @@ async def drive(channel: AbstractChannel, prefix: str, at_once: int, seconds: fl
         task.add_done_callback(sending.discard)
 
     await send_one()
-    while room._value < at_once:  # noqa: SLF001 - the first has come back: all are up
+    while room._value < at_once:  # the first has come back: all are up
         await asyncio.sleep(0.01)
     ready()
     ends.begin()

@@ -15,7 +15,7 @@ async def nothing() -> None:
 
 
 @service.handler()
-async def run(ctx: restate.Context, context: dict[str, Any]) -> str:
+async def run(ctx: restate.Context, _context: dict[str, Any]) -> str:
     """Three steps that do nothing."""
     await ctx.run_typed("reserve", nothing)
     await ctx.run_typed("charge", nothing)

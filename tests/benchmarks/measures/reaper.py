@@ -1,23 +1,15 @@
 """How fast one reaper re-drives what is due at once: a real process, RabbitMQ and Postgres.
 
-``python -m tests.benchmarks.recovery [--sagas 100000] [--broken 1000]``. So many sagas await a reply whose deadline has
-passed, and so many among them cannot be judged at all (their rows are broken). Every command is really published, to a
-queue that nobody reads. Prints the rate, the reaper's CPU for each saga, and its resident memory from begin to end.
+So many sagas await a reply whose deadline has passed, and some among them cannot be judged at all (their rows are broken).
+Every command is really published, to a queue that nobody reads.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import aiormq
@@ -36,13 +28,19 @@ from watership.messages import HandlerOnWire, RegisterWorker
 from watership.saga.storage.rows import changes_to_json, context_to_json, state_to_json
 from watership_orchestrator.plans import PlanBook
 
-from tests.support.servers import Session, open_session
+from tests.benchmarks.bench import Bench, Data
+from tests.benchmarks.contenders import Ground, services
+from tests.benchmarks.running import stage
 
+TITLE = "What one reaper re-drives"
+IS_LONG = False
+QUEUE = "Reserve"
+BROKEN_EVERY = 100
 CONTEXT = {"order_id": "o-1", "padding": "x" * 220}
-STEPS = tuple(StepPlan(name, "bench") for name in ("Reserve", "Charge", "Ship"))
+STEPS = tuple(StepPlan(name, QUEUE) for name in ("Reserve", "Charge", "Ship"))
 PLAN = Plan("BenchSaga", STEPS)
 LONG_AGO_MS = 1_700_000_000_000
-GIVE_UP_S = 540
+GIVE_UP_S = 240
 SAMPLE_EVERY_S = 0.5
 
 _SEED = """
@@ -107,7 +105,6 @@ async def watch(database: AsyncEngine, reaper: psutil.Process, seeded_ms: int) -
         at_s = time.perf_counter() - began_s
         samples.append(Sample(at_s, left, times.user + times.system, reaper.memory_info().rss))
         if at_s > GIVE_UP_S:
-            print(f"given up after {GIVE_UP_S} s with {left} sagas left")
             break
         await asyncio.sleep(SAMPLE_EVERY_S)
     return samples
@@ -123,66 +120,47 @@ async def depth(broker_url: str, queue: str) -> int:
         await connection.close()
 
 
-def report(samples: list[Sample], driven: int, published: int) -> None:
+def report(samples: list[Sample], driven: int, published: int) -> Data:
     """From the first sample that shows work to the one that shows its end."""
     first = next((one for one, after in itertools.pairwise(samples) if after.left < one.left), samples[0])
     last = samples[-1]
     seconds, moved = last.at_s - first.at_s, first.left - last.left
-    print(f"{moved} sagas in {seconds:.1f} s: {moved / seconds:.0f} sagas/s")
-    print(f"  driven and settled: {driven}; commands in the queue: {published}")
-    print(f"  the reaper's CPU: {(last.cpu_s - first.cpu_s) * 1000 / moved:.3f} ms per saga")
-    tenth = [samples[round(share * (len(samples) - 1) / 10)].resident / 2**20 for share in range(11)]
-    print(f"  its resident memory at each tenth of the run, MiB: {', '.join(f'{size:.0f}' for size in tenth)}")
-
-
-async def run(session: Session, namespace: str, database_url: str, arguments: argparse.Namespace) -> None:
-    """Seeds, starts the reaper, watches."""
-    broker_url, topology = session.servers.broker_url, Topology(namespace)
-    bus = RabbitBus(broker_url, name="bench")
-    await bus.open()
-    await bus.declare(topology.exchanges(), [*topology.orchestrator_queues(), topology.step_queue("bench")])
-    await bus.close()
-    database = create_async_engine(database_url)
-    await seed(database, namespace, arguments.sagas, arguments.broken)
-    seeded_ms = int(time.time() * 1000)
-    environment = {
-        **os.environ,
-        "WATERSHIP_BROKER_URL": broker_url,
-        "WATERSHIP_DATABASE_URL": database_url,
-        "WATERSHIP_NAMESPACE": namespace,
+    return {
+        "moved": moved,
+        "rate": moved / seconds,
+        "driven": driven,
+        "published": published,
+        "left": last.left,
+        "cpu_ms": (last.cpu_s - first.cpu_s) * 1000 / moved,
+        "resident_bytes": [samples[round(share * (len(samples) - 1) / 10)].resident for share in range(11)],
     }
-    with (Path(tempfile.gettempdir()) / f"{namespace}-reaper.log").open("wb") as log:
-        command = [sys.executable, "-m", "watership.cli", "reaper"]
-        # Blocking for an instant; nothing else runs here yet.
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: ASYNC220 - as above
-        try:
-            samples = await watch(database, psutil.Process(process.pid), seeded_ms)
-            async with database.connect() as connection:
-                driven = (await connection.execute(sa.text(_DRIVEN))).scalar_one()
-            published = await depth(broker_url, topology.queue_name("step.bench"))
-            report(samples, driven, published)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
-            await database.dispose()
 
 
-def main() -> None:
-    """Reads the arguments and runs."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sagas", type=int, default=100_000)
-    parser.add_argument("--broken", type=int, default=1_000, help="how many of them cannot be judged")
-    arguments = parser.parse_args()
-    session = open_session(print)
-    namespace, database_url = session.new_namespace(), session.create_database()
-    try:
-        print(session.servers.description)
-        asyncio.run(run(session, namespace, database_url, arguments))
-    finally:
-        session.delete_namespace(namespace, {"bench"})
-        session.drop_database(database_url)
-        session.close()
+async def run(ground: Ground, count: int, broken: int) -> Data:
+    """Seeds, starts the reaper, watches."""
+    topology = Topology(ground.namespace)
+    bus = RabbitBus(ground.broker_url, name="bench")
+    await bus.open()
+    await bus.declare(topology.exchanges(), [*topology.orchestrator_queues(), topology.step_queue(QUEUE)])
+    await bus.close()
+    database = create_async_engine(ground.database_url)
+    await seed(database, ground.namespace, count, broken)
+    seeded_ms = int(time.time() * 1000)
+    (program,) = (one for one in services(ground) if one.group == "reaper")
+    with stage() as on_stage:
+        reaper = on_stage.begin(program)
+        samples = await watch(database, psutil.Process(reaper.popen.pid), seeded_ms)
+        async with database.connect() as connection:
+            driven = (await connection.execute(sa.text(_DRIVEN))).scalar_one()
+        published = await depth(ground.broker_url, topology.queue_name(f"step.{QUEUE}"))
+    await database.dispose()
+    return report(samples, driven, published)
 
 
-if __name__ == "__main__":
-    main()
+def measure(bench: Bench) -> Data:
+    """One reaper, one heap of overdue sagas."""
+    count = 10_000 if bench.is_quick else 100_000
+    with bench.ground() as ground:
+        found = asyncio.run(run(ground, count, count // BROKEN_EVERY))
+        bench.session.delete_namespace(ground.namespace, {QUEUE})
+    return {"count": count, "broken": count // BROKEN_EVERY, **found}
