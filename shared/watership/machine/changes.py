@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from watership.machine.state import Action, Failure, Outcome
@@ -320,16 +321,20 @@ Change = (
 
 _CLASSES: dict[str, type[Change]] = {cls.kind: cls for cls in Change.__args__}
 _FIELDS = {cls: tuple(field.name for field in dataclasses.fields(cls)) for cls in Change.__args__}
+# All of a change's values by one call. The kind twice: of one name alone `attrgetter` gives the value, and no tuple.
+_VALUES_OF = {cls: attrgetter("kind", "kind", *names) for cls, names in _FIELDS.items()}
+_KEYS = {cls: ("k", "k", *names) for cls, names in _FIELDS.items()}
 _READERS: dict[str, Any] = {"action": Action, "outcome": Outcome}
 
 
 def change_to_data(change: Change) -> dict[str, Any]:
     """Plain JSON data with the kind under ``k``; fields that are None are left out."""
-    data: dict[str, Any] = {"k": change.kind}
-    for name in _FIELDS[type(change)]:
-        value = getattr(change, name)
-        if value is not None:
-            data[name] = failure_to_data(value) if name == "failure" else value
+    cls = type(change)
+    values = zip(_KEYS[cls], _VALUES_OF[cls](change), strict=True)
+    data: dict[str, Any] = {key: value for key, value in values if value is not None}
+    failure = data.get("failure")
+    if failure is not None:
+        data["failure"] = failure_to_data(failure)
     return data
 
 
