@@ -32,7 +32,7 @@ _UNTOUCHED = _values_of(ActionState())
 # Found by their words several times as fast as an enum finds them itself, and a row holds a dozen.
 _STATUSES = {status.value: status for status in Status}
 _PHASES = {phase.value: phase for phase in Phase}
-_OUTCOMES = {None: None, **{outcome.value: outcome for outcome in Outcome}}
+_OUTCOMES: dict[str | None, Outcome | None] = {None: None, **{outcome.value: outcome for outcome in Outcome}}
 _FLOW = ("signals", "pivoted", "deadline_at_ms", "emits")  # most sagas have none of these
 
 _STEP_STATUS = {
