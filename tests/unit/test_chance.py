@@ -25,7 +25,11 @@ def test_bits_fill_their_range_and_never_exceed_it() -> None:
 
 def test_no_name_comes_twice_in_any_thread() -> None:
     with ThreadPoolExecutor(8) as pool:
-        names = [name for lot in pool.map(lambda _: [new_token(SYSTEM_CHANCE) for _ in range(2_000)], range(8)) for name in lot]
+        names = [
+            name
+            for lot in pool.map(lambda _: [new_token(SYSTEM_CHANCE) for _ in range(2_000)], range(8))
+            for name in lot
+        ]
     assert len(set(names)) == len(names)
     assert {len(name) for name in names} == {16}
     ids = {new_id(SYSTEM_CHANCE) for _ in range(BLOCK_BYTES)}
