@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from watership.bus.topology import Exchange, Queue
+from watership.values import value
 
 
 class Fate(StrEnum):
@@ -22,7 +23,7 @@ class Fate(StrEnum):
     UNCONFIRMED = "unconfirmed"  # the link broke or timed out: it may have been delivered
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Message:
     """What is published. ``exchange`` "" is the broker's default one, which routes by queue name.
 

@@ -32,7 +32,7 @@ def install() -> None:
 def short_string(value: bytes) -> tuple[int, str]:
     """A text of up to 255 bytes."""
     end = 1 + value[0] if value else 1
-    return end, _text(value[1:end])
+    return end, text(value[1:end])
 
 
 def timestamp(value: bytes) -> tuple[int, dt.datetime | None]:
@@ -48,6 +48,8 @@ def table(value: bytes) -> tuple[int, dict[str, Any]]:
     (length,) = struct.unpack_from(">I", value)
     found: dict[str, Any] = {}
     position, end = 4, 4 + length
+    if end > len(value):
+        raise ValueError(f"a table of {length} bytes, of which {len(value) - 4} are there")  # not worth a look at each
     while position < end:
         consumed, name = short_string(value[position : position + 256])
         position += consumed
@@ -62,11 +64,10 @@ def properties_table(value: bytes) -> tuple[int, dict[str, Any]]:
         return table(value)
     except (ValueError, ArithmeticError, RecursionError, struct.error) as error:
         log.warning("the headers of a message cannot be read (%s): it is taken without them", error)
-        (length,) = struct.unpack_from(">I", value)
-        return 4 + length, {}
+        return 4 + int.from_bytes(value[:4], "big"), {}
 
 
-def _text(raw: bytes) -> str:
+def text(raw: bytes) -> str:
     """What is no UTF-8 becomes question marks: never longer in bytes, so that an answer can carry it back."""
     try:
         return raw.decode()

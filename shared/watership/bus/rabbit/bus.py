@@ -220,11 +220,10 @@ class RabbitBus:
             await self._open_publisher(connection)
 
     async def _open_publisher(self, connection: AbstractConnection) -> None:
-        # Confirms arrive many at a time, so the frames that wait for the channel are few.
         opening = connection.channel(publisher_confirms=True, frame_buffer_size=0)
         channel = await bounded(opening, self._timeout_s, "a channel to publish on")
         assert isinstance(channel, Channel)
-        publisher = self._publisher = Publisher(connection, channel, self._publish_timeout_s)
+        publisher = self._publisher = Publisher(connection, channel, self._publishing.tap, self._publish_timeout_s)
         self._generation += 1
 
         def on_closed(_: object) -> None:
@@ -269,6 +268,7 @@ class RabbitBus:
     async def _open_intake(self, subscription: _Subscription, connection: AbstractConnection) -> Intake:
         return await Intake.open(
             connection,
+            self._consuming.tap,
             subscription.queue,
             prefetch=subscription.prefetch,
             receive=subscription.receive,

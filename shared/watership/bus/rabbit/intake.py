@@ -8,11 +8,12 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from aiormq import Channel, spec
-from aiormq.abc import AbstractConnection, ChannelFrame, DeliveredMessage
+from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.exceptions import AMQPChannelError
 
 from watership.bus.protocol import Delivery
 from watership.bus.rabbit.link import CLOSE_TIMEOUT_S, bounded, is_channel_open
+from watership.bus.rabbit.tap import Deliveries, Properties, Tap
 from watership.errors import BrokerUnavailable
 
 
@@ -30,6 +31,7 @@ class Intake:
     async def open(
         cls,
         connection: AbstractConnection,
+        tap: Tap,
         queue: str,
         *,
         prefetch: int,
@@ -38,17 +40,17 @@ class Intake:
         timeout_s: float,
     ) -> Intake:
         """Consumes ``queue``. ``on_broken`` tells that the channel, or the consumer alone, has ended."""
-        # No bound on buffered frames, which halves the cost of a delivery: the prefetch bounds them.
         opening = connection.channel(publisher_confirms=False, frame_buffer_size=0)
         channel = await bounded(opening, timeout_s, f"a channel for queue {queue}")
         assert isinstance(channel, Channel)
         intake = cls(channel, queue, receive)
+        deliveries = Deliveries(intake._on_message)
+        tap.set(channel.number, deliveries)
+        channel.closing.add_done_callback(lambda _: tap.unset(channel.number, deliveries))
         try:
             # The prefetch comes first: without one the broker would send all it has.
             await bounded(channel.basic_qos(prefetch_count=prefetch), timeout_s, f"the prefetch of queue {queue}")
-            answer = await bounded(
-                channel.basic_consume(queue, intake._on_message), timeout_s, f"consuming queue {queue}"
-            )
+            answer = await bounded(channel.basic_consume(queue, _never_asked), timeout_s, f"consuming queue {queue}")
         except BaseException:
             await intake.close()
             raise
@@ -115,25 +117,26 @@ class Intake:
         with contextlib.suppress(BrokerUnavailable, AMQPChannelError):
             await bounded(self._channel.close(), CLOSE_TIMEOUT_S, "closing a channel")
 
-    async def _on_message(self, message: DeliveredMessage) -> None:
-        """Runs in a task that the library cancels with the channel: so it hands over, and never awaits."""
-        tag = message.delivery_tag
-        assert tag is not None
+    def _on_message(self, tag: int, redelivered: bool, properties: Properties, body: bytes) -> None:
+        """Runs as the bytes are read: so it hands over, and never waits."""
         self._unacked[tag] = None
-        properties = message.header.properties
         self._receive(
             Delivery(
                 queue=self._queue,
-                body=message.body,
-                type=_storable(properties.message_type),
+                body=body,
+                type=_storable(properties.type),
                 message_id=_storable(properties.message_id),
                 correlation_id=_storable(properties.correlation_id),
                 reply_to=_storable(properties.reply_to),
-                redelivered=bool(message.redelivered),
-                headers=properties.headers or {},
+                redelivered=redelivered,
+                headers=properties.headers,
                 handle=(self, tag),
             )
         )
+
+
+async def _never_asked(message: object) -> None:
+    """What the library would hand deliveries to, if it saw any."""
 
 
 def _storable(text: str | None) -> str | None:

@@ -27,6 +27,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
+from watership.bus.rabbit.tap import Tap
 from watership.errors import BrokerUnavailable, ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -119,14 +120,17 @@ class Address:
 
 
 class _Wire(TransportFactory):
-    """Opens the socket and keeps hold of it: the library has no way to drop a stuck link at once."""
+    """Opens the socket and keeps hold of it: the library has no way to drop a stuck link at once. It has the `Tap`."""
 
     def __init__(self) -> None:
         self._writer: asyncio.StreamWriter | None = None
+        self.tap: Tap | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, self._writer = await factory.create(url, **kwargs)
+        self.tap = Tap(reader.feed_data, asyncio.get_running_loop().time)
+        reader.feed_data = self.tap.data_received  # type: ignore[method-assign, assignment]
         return reader, self._writer
 
     def abort(self) -> None:
@@ -192,6 +196,13 @@ class Link:
     async def ready(self) -> None:
         """Waits until all is mended."""
         await self._up.wait()
+
+    @property
+    def tap(self) -> Tap:
+        """Where the frames of the connection are taken; it must be up."""
+        assert self._connection is not None
+        assert self._connection.wire.tap is not None
+        return self._connection.wire.tap
 
     @property
     def connection(self) -> AbstractConnection | None:
