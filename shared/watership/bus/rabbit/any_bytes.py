@@ -48,6 +48,8 @@ def table(value: bytes) -> tuple[int, dict[str, Any]]:
     (length,) = struct.unpack_from(">I", value)
     found: dict[str, Any] = {}
     position, end = 4, 4 + length
+    if end > len(value):  # else four bytes could claim a table of four thousand million names
+        raise ValueError("a table that is longer than what it is in")
     while position < end:
         consumed, name = short_string(value[position : position + 256])
         position += consumed
