@@ -6,6 +6,7 @@ import dataclasses
 import uuid
 
 from watership.machine.state import SagaState
+from watership.values import value
 from watership_orchestrator.arrivals import Shelf, Waiting
 
 
@@ -23,7 +24,7 @@ class StoredSaga:
     traceparent: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class NewRow:
     """A saga to be made."""
 
@@ -35,7 +36,7 @@ class NewRow:
     owed_reason: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class ChangedRow:
     """A saga that moved. ``owed_reason``: what it sends has no message that would bring it. ``looked``: by the reaper."""
 
@@ -45,7 +46,7 @@ class ChangedRow:
     looked: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class LedgerLine:
     """A message that moved nothing, and why."""
 

@@ -58,19 +58,19 @@ class Batch:
 
         What cannot be read is in `broken`, what a newer machine has written in `newer`.
         """
-        found = (await self._run(sql.LOCK, ids=sorted(ids))).mappings().all()
-        rows = [row for row in found if row["namespace"] == self._namespace and row["driver"] == "orchestrator"]
-        if rows:
-            self.now_ms = max(row["now_ms"] for row in rows)
-        else:
-            self.now_ms = (await self._run(sql.CLOCK)).scalar_one()
+        found = await self._run(sql.LOCK, ids=sorted(ids))
+        columns = tuple(found.keys())  # once: a row's own mapping finds them again for each row
         found_sagas: dict[uuid.UUID, StoredSaga] = {}
-        for row in rows:
+        for values in found:
+            row = dict(zip(columns, values, strict=True))
+            self.now_ms = max(self.now_ms, row["now_ms"])
+            if row["namespace"] != self._namespace or row["driver"] != "orchestrator":
+                continue
             if row["machine_version"] > self._version:
                 self.newer.add(row["saga_id"])
                 continue
             try:
-                found_sagas[row["saga_id"]] = stored_saga(dict(row))
+                found_sagas[row["saga_id"]] = stored_saga(row)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's alone
                 self.broken[row["saga_id"]] = error
         return found_sagas

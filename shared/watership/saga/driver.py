@@ -330,7 +330,9 @@ class Drive:
     async def _run(self, name: str, action: Action, _: ActionState) -> Happening:
         assert self._plan is not None
         timeout_ms = self._plan.by_name[name].timeout_ms
-        return await run_action(self._job, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms())
+        return await run_action(
+            self._job, self.saga_id, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms()
+        )
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._clock_offset_ms

@@ -24,15 +24,21 @@ class LetGo(WatershipError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a saga is driven with: its classes, and where its handlers come from."""
+    """What a saga is driven with: its classes, and where its handlers come from. One serves all sagas of its class."""
 
     definition: Definition
     container: Container
     build_context: Callable[[dict[str, Any]], Any] | None = None
     barrier: type[Any] | None = None
+    _hands: dict[str, Hands | None] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def hands(self, step: str) -> Hands | None:
         """How a step is run; None if this process has no such step."""
+        if step not in self._hands:
+            self._hands[step] = self._hands_of(step)
+        return self._hands[step]
+
+    def _hands_of(self, step: str) -> Hands | None:
         handler = self.definition.steps.get(step)
         if handler is None:
             return None

@@ -22,7 +22,7 @@ log = logging.getLogger("watership.driver")
 KEEP_WITHIN_S = 5.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Happening:
     """An event for the machine, what it followed from, and the run that it tells of, if it was run here.
 
@@ -107,7 +107,7 @@ async def keep_unrecorded(storage: SagaStorage, saga_id: uuid.UUID, happenings: 
 
 
 async def run_action(
-    job: Job, state: SagaState, name: str, action: Action, *, timeout_ms: int, now_ms: int
+    job: Job, saga_id: uuid.UUID, state: SagaState, name: str, action: Action, *, timeout_ms: int, now_ms: int
 ) -> Happening:
     """Runs what the saga awaits of one step, and says what came of it."""
     hands = job.hands(name)
@@ -115,8 +115,9 @@ async def run_action(
     if hands is None:
         refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1)
         return Happening(refused, f"not_served:{name}:{action}:{attempt}")
+    step = state.step(name)
     command = Command(
-        saga_id=uuid.UUID(state.saga_id),
+        saga_id=saga_id,
         saga=state.name,
         step=name,
         action=action,
@@ -124,8 +125,8 @@ async def run_action(
         idempotency_key=state.key_of(name, action),
         context=state.context_for(name, action),
         timeout_ms=timeout_ms,
-        generation=state.step(name).generation if action is Action.COMPENSATE else 1,
-        acted=state.step(name).act.outcome is Outcome.DONE,
+        generation=step.generation if action is Action.COMPENSATE else 1,
+        acted=step.act.outcome is Outcome.DONE,
     )
     done = await execute(command, hands)
     if done.misfit is not None:
