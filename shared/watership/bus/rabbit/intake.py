@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from aiormq import Channel, spec
 from aiormq.abc import AbstractConnection, ChannelFrame
@@ -13,7 +14,7 @@ from aiormq.exceptions import AMQPChannelError
 
 from watership.bus.protocol import Delivery
 from watership.bus.rabbit.link import CLOSE_TIMEOUT_S, bounded, is_channel_open
-from watership.bus.rabbit.tap import Deliveries, Properties, Tap
+from watership.bus.rabbit.tap import Deliveries, Tap
 from watership.errors import BrokerUnavailable
 
 
@@ -117,19 +118,19 @@ class Intake:
         with contextlib.suppress(BrokerUnavailable, AMQPChannelError):
             await bounded(self._channel.close(), CLOSE_TIMEOUT_S, "closing a channel")
 
-    def _on_message(self, tag: int, redelivered: bool, properties: Properties, body: bytes) -> None:
+    def _on_message(self, tag: int, redelivered: bool, properties: Mapping[str, Any], body: bytes) -> None:
         """Runs as the bytes are read: so it hands over, and never waits."""
         self._unacked[tag] = None
         self._receive(
             Delivery(
                 queue=self._queue,
                 body=body,
-                type=_storable(properties.type),
-                message_id=_storable(properties.message_id),
-                correlation_id=_storable(properties.correlation_id),
-                reply_to=_storable(properties.reply_to),
+                type=_storable(properties.get("type")),
+                message_id=_storable(properties.get("message_id")),
+                correlation_id=_storable(properties.get("correlation_id")),
+                reply_to=_storable(properties.get("reply_to")),
                 redelivered=redelivered,
-                headers=properties.headers,
+                headers=properties.get("headers", {}),
                 handle=(self, tag),
             )
         )
