@@ -33,6 +33,7 @@ from watership.saga.compile import Step
 from watership.saga.models import shape_of
 from watership.saga.run import Block, HandlerRun, _run, response_from_data
 from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current, declared_types
+from watership.stepping import Limited
 
 ERROR_MESSAGE_MAX = 2_000
 CODE_MAX = 200
@@ -262,23 +263,26 @@ def _build_context(command: Command, hands: Hands) -> Any:
 
 
 async def _run_handler(command: Command, hands: Hands, inside: HandlerRun) -> Any:
-    async def run() -> Any:
-        async with asyncio.timeout(command.timeout_ms / 1000) as limit:
-            try:
-                async with hands.container.scope() as scope:
-                    return await _call(command, hands, inside, scope)
-            except (AlreadyHandled, BaseExceptionGroup):  # a group: the handler has a TaskGroup around its barrier
-                if inside.handled is None:
-                    raise
-                return None
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if limit.expired() or limit.when() is None or (task is not None and task.cancelling()):
-                    raise
-                # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
-                raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
+    limited = Limited(command.timeout_ms / 1000)
 
-    guarded: Callable[[], Awaitable[Any]] = run
+    async def run() -> Any:
+        try:
+            async with hands.container.scope() as scope:
+                return await _call(command, hands, inside, scope)
+        except (AlreadyHandled, BaseExceptionGroup):  # a group: the handler has a TaskGroup around its barrier
+            if inside.handled is None:
+                raise
+            return None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if limited.expired or (task is not None and task.cancelling()):
+                raise
+            # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
+            raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
+
+    async def guarded() -> Any:
+        return await limited.run(run())
+
     try:
         if hands.breaker is not None and command.action is Action.ACT:
             return await hands.breaker.call(command.step, guarded)

@@ -96,7 +96,9 @@ class Drivers:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         drive.is_watched = True
         try:
-            await asyncio.shield(drive.started)
+            if not drive.started.done():
+                await asyncio.shield(drive.started)
+            drive.started.result()
             if job.definition.plan.waits:
                 for signal in await self.storage.early_signals(saga_id=saga_id):
                     self._early.begin(job, signal)

@@ -16,6 +16,7 @@ from watership.saga.compile import Definition, context_of
 from watership.saga.storage.protocol import LeaseKeeper, SagaRecord, SagaStorage
 
 FOLLOW_EVERY_MS = 250
+LEARNED_WITHIN_MS = 1_000
 
 
 class LetGo(WatershipError):
@@ -72,7 +73,7 @@ class Start:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Seat:
     """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain.
 
@@ -84,3 +85,19 @@ class Seat:
     keeper: LeaseKeeper | None
     plans_kept: set[str] = dataclasses.field(default_factory=set)
     follow_every_ms: int = FOLLOW_EVERY_MS
+    _offset_ms: int = 0
+    _learned_at_ms: int | None = None
+
+    def learn(self, now_ms: int) -> int:
+        """Takes in what the store's clock said just now: by how much it is ahead of ours."""
+        self._learned_at_ms = self.clock.monotonic_ms()
+        self._offset_ms = now_ms - self._learned_at_ms
+        return self._offset_ms
+
+    async def now_ms(self) -> int:
+        """The store's clock (law 9). Asked only if it has said nothing for a second: each new lease tells it, too."""
+        at_ms = self.clock.monotonic_ms()
+        if self._learned_at_ms is None or not 0 <= at_ms - self._learned_at_ms <= LEARNED_WITHIN_MS:
+            self.learn(await self.storage.now_ms())
+            at_ms = self.clock.monotonic_ms()
+        return at_ms + self._offset_ms

@@ -127,6 +127,8 @@ class HandlerRun:
             return None
         if isinstance(response, pydantic.BaseModel):
             data: Any = response.model_dump(mode="json")
+            if not data:
+                return data
         else:
             try:
                 data = _adapter_of(type(response)).dump_python(response, mode="json")
