@@ -34,13 +34,14 @@ from watership.saga.models import shape_of
 from watership.saga.run import Block, HandlerRun, _run, response_from_data
 from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current, declared_types
 from watership.stepping import Limited
+from watership.values import value
 
 ERROR_MESSAGE_MAX = 2_000
 CODE_MAX = 200
 RETRY_AFTER_S_MAX = 604_800
 
 
-@dataclasses.dataclass(slots=True)  # not frozen, like `Execution`: that would make each one cost seven times as much
+@value
 class Command:
     """One action of one step, as a worker is told it. ``context`` is the saga's whole context, JSON data.
 
@@ -91,7 +92,7 @@ def checked_barrier(barrier: type[Any] | None, di_container: object | None) -> t
     return barrier
 
 
-@dataclasses.dataclass(slots=True)
+@value
 class Execution:
     """What one run came to. ``error`` and ``result`` are this process's objects; the rest can go over the wire.
 

@@ -14,7 +14,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from watership.bus.protocol import Message
-from watership.bus.rabbit.contents import BODY, HEADER, Assembly, header, publishing
+from watership.bus.rabbit.contents import BODY, HEADER, Assembly, acknowledgement, header, publishing
 
 CHANNEL, BODY_BYTES_MAX = 5, 50
 SHORT = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -29,7 +29,9 @@ MESSAGES = st.builds(
     correlation_id=st.none() | SHORT,
     reply_to=st.none() | SHORT,
     expiration_ms=st.none() | st.integers(0, 2**32 - 1),
-    headers=st.dictionaries(SHORT, VALUES, max_size=3),
+    headers=st.dictionaries(
+        st.text(st.characters(codec="utf-8"), max_size=20), VALUES, max_size=3
+    ),  # pamqp cuts longer names
     mandatory=st.booleans(),
 )
 
@@ -93,6 +95,12 @@ def test_a_text_of_more_than_255_bytes_is_not_written(name: str) -> None:
 def test_a_message_without_an_id_is_not_written() -> None:
     with pytest.raises(ValueError, match="needs an id"):
         publishing(Message("x", "k", b"", "t", ""), CHANNEL, BODY_BYTES_MAX)
+
+
+@given(st.integers(1, 2**63 - 1), st.booleans())
+def test_an_acknowledgement_is_written_as_pamqp_writes_it(tag: int, multiple: bool) -> None:
+    wanted = pamqp.frame.marshal(spec.Basic.Ack(tag, multiple), CHANNEL)
+    assert acknowledgement(CHANNEL, tag, multiple=multiple) == wanted
 
 
 @given(st.binary(max_size=60), st.integers(0, 2**16 - 1))

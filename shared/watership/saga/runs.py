@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
@@ -18,13 +17,14 @@ from watership.machine.state import Action, Outcome, SagaState
 from watership.saga.job import Job, LetGo
 from watership.saga.storage.protocol import SagaStorage
 from watership.stepping import in_context
+from watership.values import value
 
 log = logging.getLogger("watership.driver")
 
 KEEP_WITHIN_S = 5.0
 
 
-@dataclasses.dataclass(slots=True)
+@value
 class Happening:
     """An event for the machine, what it followed from, and the run that it tells of, if it was run here.
 

@@ -13,11 +13,12 @@ from watership.machine.state import Failure, Status
 from watership.saga.compile import Definition
 from watership.saga.step import SagaStepResult
 from watership.saga.storage.protocol import EarlySignal
+from watership.values import value
 
 _BY_A_WAIT = frozenset({"wait_timeout", "wait_rejected"})
 
 
-@dataclasses.dataclass(slots=True)
+@value
 class StepDone:
     """A step that is done. ``context`` is the whole context after it; ``result`` this process's own, if it ran here."""
 
