@@ -32,6 +32,7 @@ PLAN_LOOKS_MAX = 24
 NOT_SERVED_RETRY_MS = 5_000
 NOT_SERVED_MAX = 60
 OVERTAKEN = "overtaken"
+OUTCOMES = {ReplyOutcome(outcome.value): outcome for outcome in Outcome}
 OPERATIONS: dict[AdminVerb, type[e.RetryRequested | e.CompensateRequested]] = {
     AdminVerb.RETRY: e.RetryRequested,
     AdminVerb.COMPENSATE: e.CompensateRequested,
@@ -59,6 +60,7 @@ def judge(
         judgement = Judgement(saga_id, None, "", None, None)
     else:
         judgement = Judgement(saga_id, stored.state, stored.input_hash, stored.reply_to, stored.traceparent)
+        judgement.context_before = stored.state.context
         if stored.owed:
             judgement.owed_before = stored.owed_reason or UNCONFIRMED_YET
             judgement.awaited_before = awaited_commands(stored.state)
@@ -83,7 +85,6 @@ class _Judge:
         self.plans = plans
         self.now_ms = now_ms
         self.history = history
-        self.decided_now: set[SendCommand] = set()
 
     def arrival(self, arrival: Arrival) -> None:
         if arrival.row is None:
@@ -214,13 +215,13 @@ class _Judge:
             reply.action,
             reply.attempt,
             reply.run,
-            Outcome(reply.outcome.value),
+            OUTCOMES[reply.outcome],
             reply.patch,
             reply.response,
             failure,
             reply.redelivered,
             certain=reply.certain,
-            events=tuple({"name": event.name, "data": event.data} for event in reply.events or ()),
+            events=tuple({"name": event.name, "data": event.data} for event in reply.events) if reply.events else (),
         )
         reaction = self._follow(plan, event_, arrival.mark.cause if arrival.mark is not None else cause)
         if not awaited:
@@ -364,11 +365,6 @@ class _Judge:
                 self.it.commands.add(effect)
             else:
                 self.it.notices.append(effect)
-        self.decided_now.update(
-            SendCommand(change.step, change.action, change.attempt)
-            for change in reaction.changes
-            if isinstance(change, Dispatched)
-        )
         return reaction
 
     def withdraw_overtaken(self) -> None:
@@ -376,7 +372,12 @@ class _Judge:
         state = self.it.state
         if state is None or state.status is not Status.COMPENSATING:
             return
-        unsent = set(self.decided_now)
+        unsent = {
+            SendCommand(change.step, change.action, change.attempt)
+            for entry in self.it.entries
+            for change in entry.changes
+            if isinstance(change, Dispatched)
+        }
         owed = self.it.owed_before
         if owed is not None:
             unsent.update(command for command in self.it.awaited_before if is_unsent(owed, command))

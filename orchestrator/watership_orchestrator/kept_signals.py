@@ -58,12 +58,13 @@ async def put_first(
 
 def _place(group: Sequence[Arrival], saga: StoredSaga | None) -> int:
     """The first arrival that must not come before a signal that is kept; -1: there is none."""
-    waits = (
-        saga is not None
-        and saga.state.status is Status.RUNNING
-        and any(action.phase is Phase.WAITING for _, _, action in saga.state.active_actions())
-    )
     for place, arrival in enumerate(group):
-        if isinstance(arrival.message, Signal) or (arrival.message is None and waits):
+        if isinstance(arrival.message, Signal) or (arrival.message is None and _waits(saga)):
             return place
     return -1
+
+
+def _waits(saga: StoredSaga | None) -> bool:
+    if saga is None or saga.state.status is not Status.RUNNING:
+        return False
+    return any(action.phase is Phase.WAITING for _, _, action in saga.state.active_actions())

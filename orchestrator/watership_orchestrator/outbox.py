@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from watership import codec
 from watership.bus.protocol import Message
 from watership.bus.topology import Topology
 from watership.machine.effects import Effect, NotifyEnd, NotifyParked, NotifyStep, PublishEvent, SendCommand
-from watership.machine.nodes import FallbackPlan
 from watership.machine.plan import Plan
 from watership.machine.state import Action, Outcome, SagaState
 from watership.messages import (
@@ -23,10 +22,11 @@ from watership.messages import (
     StepEmitted,
     WireMessage,
 )
+from watership.values import value
 from watership_orchestrator.judgement import Judgement, Rejection
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Outgoing:
     """A message and the saga that owes it. ``required``: without a confirm, the saga still owes it."""
 
@@ -90,35 +90,34 @@ def _headers(traceparent: str | None) -> Mapping[str, Any]:
     return {"traceparent": traceparent} if traceparent else {}
 
 
-def _command(
-    judgement: Judgement, state: SagaState, plan: Plan | None, command: SendCommand, topology: Topology
-) -> Message:
-    assert plan is not None
-    step = plan.by_name[command.step]
-    unit = plan.unit_of[command.step]
-    generation = state.steps[command.step].generation if command.action is Action.COMPENSATE else 1
-    breaker = None
-    if isinstance(unit, FallbackPlan) and unit.breaker is not None and command.step == unit.primary.name:
-        breaker = dataclasses.asdict(unit.breaker)
-    body = StepCommand.model_construct(
-        v=1,
-        saga=state.name,
-        saga_id=judgement.saga_id,
-        step=command.step,
-        action=command.action,
-        attempt=command.attempt,
-        generation=generation,
-        idempotency_key=state.key_of(command.step, command.action),
-        timeout_ms=step.timeout_ms,
-        context=state.context_for(command.step, command.action),
-        breaker=breaker,
-        acted=state.steps[command.step].act.outcome is Outcome.DONE,
-    )
-    return body.addressed(
+def _command(judgement: Judgement, state: SagaState, plan: Plan, command: SendCommand, topology: Topology) -> Message:
+    """A `StepCommand`. Its body is put together by hand: a model's own making costs as much as all the rest here."""
+    name, action = command.step, command.action
+    step, its = plan.by_name[name], state.steps[name]
+    generation = its.generation if action is Action.COMPENSATE else 1
+    body = {
+        "v": 1,
+        "saga": state.name,
+        "saga_id": state.saga_id,
+        "step": name,
+        "action": action,
+        "attempt": command.attempt,
+        "generation": generation,
+        "idempotency_key": state.key_of(name, action),
+        "timeout_ms": step.timeout_ms,
+        "context": state.context_for(name, action),
+        "acted": its.act.outcome is Outcome.DONE,
+    }
+    breaker = plan.breakers.get(name)
+    if breaker is not None:
+        body["breaker"] = breaker
+    return Message(
         topology.exchange,
         topology.step_key(step.queue),
-        message_id=f"{judgement.saga_id}:{command.step}:{command.action}:{command.attempt}:{generation}",
-        correlation_id=str(judgement.saga_id),
+        codec.dumps(body),
+        StepCommand.kind,
+        message_id=f"{state.saga_id}:{name}:{action}:{command.attempt}:{generation}",
+        correlation_id=state.saga_id,
         # Acts only: expiry is hygiene, and a compensation must never be thrown away.
         expiration_ms=step.queue_within_ms if command.action is Action.ACT else None,
         headers=_headers(judgement.traceparent),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from typing import ClassVar
 
 from watership.machine.state import SagaState
+from watership.values import value
 from watership_orchestrator.arrivals import Shelf, Waiting
 
 
@@ -23,10 +25,11 @@ class StoredSaga:
     traceparent: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class NewRow:
     """A saga to be made."""
 
+    writes_context: ClassVar[bool] = True
     saga_id: uuid.UUID
     state: SagaState
     input_hash: str
@@ -35,17 +38,21 @@ class NewRow:
     owed_reason: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class ChangedRow:
-    """A saga that moved. ``owed_reason``: what it sends has no message that would bring it. ``looked``: by the reaper."""
+    """A saga that moved. ``owed_reason``: what it sends has no message that would bring it. ``looked``: by the reaper.
+
+    ``writes_context`` False: its context is as it was, and the row keeps what it has.
+    """
 
     saga_id: uuid.UUID
     state: SagaState
     owed_reason: str | None
     looked: bool
+    writes_context: bool = True
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class LedgerLine:
     """A message that moved nothing, and why."""
 

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import random
+import struct
 import uuid
+from collections.abc import Iterator
 
-# From the system's own source: two processes never share a sequence, however they were started.
-SYSTEM_CHANCE: random.Random = random.SystemRandom()
+BLOCK_BYTES = 4_096
+
+
+class SystemChance(random.SystemRandom):
+    """The system's own source, read in blocks: a call of the system for each name was most of what a name cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._words: Iterator[tuple[int]] = iter(())
+
+    def getrandbits(self, k: int) -> int:
+        """``k`` random bits; see `random.getrandbits`."""
+        if k > 64:
+            return self.getrandbits(k - 64) << 64 | self.getrandbits(64)
+        if k <= 0:
+            return super().getrandbits(k)
+        word = next(self._words, None)  # one step of the interpreter: no two threads get the same word
+        if word is None:
+            self._words = struct.iter_unpack("=Q", os.urandom(BLOCK_BYTES))
+            return super().getrandbits(k)
+        return word[0] >> (64 - k)
+
+    def forget(self) -> None:
+        """Drops what was read ahead."""
+        self._words = iter(())
+
+
+# Two processes never share a sequence, however they were started: a fork's child forgets its parent's block.
+SYSTEM_CHANCE = SystemChance()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=SYSTEM_CHANCE.forget)
 
 
 def new_id(chance: random.Random) -> uuid.UUID:

@@ -7,9 +7,8 @@ must never know a broker, a saga, a store or a DI library: `watership.adapters.c
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, TypeVar, cast
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, Self, TypeVar, cast
 
 from watership.errors import ConfigurationError
 
@@ -43,13 +42,22 @@ class Container(Protocol):
 class PlainContainer:
     """No DI: a handler is built anew for each command, without arguments."""
 
-    @asynccontextmanager
-    async def scope(self) -> AsyncIterator[Scope]:
+    def scope(self) -> AbstractAsyncContextManager[Scope]:
         """A scope that holds nothing and has nothing to close."""
-        yield _PlainScope()
+        return _PLAIN_SCOPE
 
 
-class _PlainScope:
+class _OpenScope:
+    """A scope that nothing opens or closes: entering it gives itself."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+class _PlainScope(_OpenScope):
     async def resolve(self, handler: type[T]) -> T:
         missing = _needed(handler)
         if missing is not None:
@@ -60,6 +68,7 @@ class _PlainScope:
         return handler()
 
 
+_PLAIN_SCOPE = _PlainScope()
 _needs: dict[type[Any], str | None] = {}
 
 
@@ -77,13 +86,12 @@ class ResolverContainer:
     def __init__(self, resolver: object) -> None:
         self._resolver: Any = resolver
 
-    @asynccontextmanager
-    async def scope(self) -> AsyncIterator[Scope]:
+    def scope(self) -> AbstractAsyncContextManager[Scope]:
         """The resolver itself: lifetimes are its own affair."""
-        yield _ResolverScope(self._resolver)
+        return _ResolverScope(self._resolver)
 
 
-class _ResolverScope:
+class _ResolverScope(_OpenScope):
     def __init__(self, resolver: Any) -> None:
         self._resolver = resolver
 

@@ -33,13 +33,15 @@ from watership.saga.compile import Step
 from watership.saga.models import shape_of
 from watership.saga.run import Block, HandlerRun, _run, response_from_data
 from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current, declared_types
+from watership.stepping import Limited
+from watership.values import value
 
 ERROR_MESSAGE_MAX = 2_000
 CODE_MAX = 200
 RETRY_AFTER_S_MAX = 604_800
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Command:
     """One action of one step, as a worker is told it. ``context`` is the saga's whole context, JSON data.
 
@@ -90,7 +92,7 @@ def checked_barrier(barrier: type[Any] | None, di_container: object | None) -> t
     return barrier
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Execution:
     """What one run came to. ``error`` and ``result`` are this process's objects; the rest can go over the wire.
 
@@ -262,23 +264,26 @@ def _build_context(command: Command, hands: Hands) -> Any:
 
 
 async def _run_handler(command: Command, hands: Hands, inside: HandlerRun) -> Any:
-    async def run() -> Any:
-        async with asyncio.timeout(command.timeout_ms / 1000) as limit:
-            try:
-                async with hands.container.scope() as scope:
-                    return await _call(command, hands, inside, scope)
-            except (AlreadyHandled, BaseExceptionGroup):  # a group: the handler has a TaskGroup around its barrier
-                if inside.handled is None:
-                    raise
-                return None
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if limit.expired() or limit.when() is None or (task is not None and task.cancelling()):
-                    raise
-                # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
-                raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
+    limited = Limited(command.timeout_ms / 1000)
 
-    guarded: Callable[[], Awaitable[Any]] = run
+    async def run() -> Any:
+        try:
+            async with hands.container.scope() as scope:
+                return await _call(command, hands, inside, scope)
+        except (AlreadyHandled, BaseExceptionGroup):  # a group: the handler has a TaskGroup around its barrier
+            if inside.handled is None:
+                raise
+            return None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if limited.expired or (task is not None and task.cancelling()):
+                raise
+            # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
+            raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
+
+    async def guarded() -> Any:
+        return await limited.run(run())
+
     try:
         if hands.breaker is not None and command.action is Action.ACT:
             return await hands.breaker.call(command.step, guarded)
@@ -339,7 +344,7 @@ async def _session_of(scope: Scope, kind: type[Any]) -> Any:
 
 def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[Any, Any]:
     if isinstance(value, SagaStepResult):
-        return dataclasses.replace(value, saga_id=command.saga_id)
+        return value.of_saga(command.saga_id)
     if value is None or isinstance(value, Response):
         return SagaStepResult(response=value, step_type=handler, saga_id=command.saga_id)
     raise TypeError(

@@ -37,9 +37,9 @@ PURE_STDLIB = {
     "__future__", "abc", "bisect", "collections", "copy", "dataclasses", "enum", "functools", "hashlib", "heapq",
     "itertools", "json", "math", "numbers", "operator", "re", "string", "textwrap", "types", "typing", "zlib",
 }  # fmt: skip
-MACHINE = ("shared/watership/machine/", "shared/watership/errors.py")
-# What the machine shares with the rest, and which is held to the same rules: the errors and their stable codes.
-MACHINE_MAY_IMPORT = {"watership.errors"}
+MACHINE = ("shared/watership/machine/", "shared/watership/errors.py", "shared/watership/values.py")
+# What the machine shares with the rest, and which is held to the same rules: the errors and their stable codes, and what a value is.
+MACHINE_MAY_IMPORT = {"watership.errors", "watership.values"}
 IMPURE_CALLS = {"now", "utcnow", "today", "time", "time_ns", "monotonic", "perf_counter", "random", "randint", "uuid4"}
 IMPURE_OWNERS = {"datetime", "date", "time", "random", "secrets", "uuid", "os"}
 
@@ -177,7 +177,7 @@ def prints(sources: Iterable[Source]) -> list[str]:
 
 
 def in_machine(sources: Iterable[Source]) -> list[Source]:
-    """The files of the pure machine, and the one that it shares with the rest."""
+    """The files of the pure machine, and those that it shares with the rest."""
     return [source for source in sources if source.path.startswith(MACHINE)]
 
 

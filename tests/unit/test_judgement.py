@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from watership import codec
 from watership.machine.effects import NotifyEnd, NotifyStep, SendCommand
 from watership.machine.nodes import BreakerPlan, FallbackPlan, RetryPlan
 from watership.machine.plan import Plan
 from watership.machine.state import Action, Phase, Status
-from watership.messages import AdminVerb
+from watership.messages import AdminVerb, StepCommand
 from watership_orchestrator import judgement as j
 from watership_orchestrator.judgement import Arrival, Judgement, NeedsHistory
 from watership_orchestrator.outbox import messages_of, rejection_message
@@ -266,6 +267,8 @@ def test_a_commands_message() -> None:
     assert (message.exchange, message.routing_key) == (TOPOLOGY.exchange, TOPOLOGY.step_key("q-P"))
     assert (message.message_id, message.correlation_id) == (f"{SAGA_ID}:P:act:1:1", str(SAGA_ID))
     assert (message.expiration_ms, message.headers) == (7, {"traceparent": "00-1-2-3"})
+    as_a_model = StepCommand.model_validate_json(message.body)
+    assert codec.loads(as_a_model.to_body()) == codec.loads(message.body), "put together by hand, and alike"
     body = message.body.decode()
     for part in ('"breaker":{"fail_max":3', '"timeout_ms":9', '"context":{"n":1}', f'"{SAGA_ID}:P:act:1"'):
         assert part in body

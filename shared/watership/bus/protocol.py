@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from watership.bus.topology import Exchange, Queue
+from watership.values import value
 
 
 class Fate(StrEnum):
@@ -22,7 +23,7 @@ class Fate(StrEnum):
     UNCONFIRMED = "unconfirmed"  # the link broke or timed out: it may have been delivered
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Message:
     """What is published. ``exchange`` "" is the broker's default one, which routes by queue name.
 
@@ -42,7 +43,7 @@ class Message:
     mandatory: bool = True  # False: a message that no queue takes is dropped, and counts as CONFIRMED
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@value
 class Delivery:
     """What arrived. ``redelivered``: an earlier consumer had it and did not acknowledge."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from watership.machine.state import Action, Failure, Outcome
+from watership.values import value
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Created:
     """The saga exists. ``look_again_at_ms`` set: PENDING, its plan is looked for again then."""
 
@@ -21,7 +23,7 @@ class Created:
     deadline_at_ms: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class PlanPinned:
     """A PENDING saga got its plan."""
 
@@ -30,7 +32,7 @@ class PlanPinned:
     deadline_at_ms: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class PlanMissed:
     """A PENDING saga's plan is still unknown."""
 
@@ -38,7 +40,7 @@ class PlanMissed:
     look_again_at_ms: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Dispatched:
     """A command was decided. Its reply is awaited until ``due_at_ms``."""
 
@@ -49,7 +51,7 @@ class Dispatched:
     due_at_ms: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Resent:
     """The same attempt goes out again. ``doubtful``: an earlier delivery of it may have run, or still run."""
 
@@ -61,7 +63,7 @@ class Resent:
     doubtful: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Withdrawn:
     """A decided command was never sent."""
 
@@ -71,7 +73,7 @@ class Withdrawn:
     attempt: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Replied:
     """A run's outcome was applied. ``final``: no further attempt follows by itself.
 
@@ -95,7 +97,7 @@ class Replied:
     events: list[dict[str, Any]] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Verified:
     """What came of an act in doubt: done, failed (it had no effect), or unknown, and it stays unknown.
 
@@ -112,7 +114,7 @@ class Verified:
     events: list[dict[str, Any]] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Stopped:
     """An act that can neither be undone nor left is out of attempts: the saga is parked."""
 
@@ -120,7 +122,7 @@ class Stopped:
     step: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class PivotReached:
     """The pivot is about to be sent: no deadline and no cancel from here."""
 
@@ -128,7 +130,7 @@ class PivotReached:
     step: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Waiting:
     """A sleep or a wait began, and lasts until ``due_at_ms`` at the longest."""
 
@@ -137,7 +139,7 @@ class Waiting:
     due_at_ms: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Elapsed:
     """A sleep ended, or a wait had no signal in its time. ``outcome``: done, or failed where the saga turns around."""
 
@@ -146,7 +148,7 @@ class Elapsed:
     outcome: Outcome
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class SignalKept:
     """A signal came before the saga waits for it."""
 
@@ -155,7 +157,7 @@ class SignalKept:
     data: Any
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Signalled:
     """A wait had its signal: its data is in the context's field ``into``."""
 
@@ -165,7 +167,7 @@ class Signalled:
     into: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Overdue:
     """While the saga is being undone, an act did not reply in its time: unknown, and no further attempt."""
 
@@ -174,7 +176,7 @@ class Overdue:
     attempt: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Delayed:
     """``attempt`` is to be dispatched at ``due_at_ms``."""
 
@@ -185,7 +187,7 @@ class Delayed:
     due_at_ms: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Postponed:
     """No worker serves the step now: the same attempt is to be dispatched again at ``due_at_ms``.
 
@@ -200,7 +202,7 @@ class Postponed:
     doubtful: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Dropped:
     """A planned retry of an act will not happen: the saga is being undone."""
 
@@ -208,7 +210,7 @@ class Dropped:
     step: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class NothingToUndo:
     """The step has no compensation: it counts as undone."""
 
@@ -216,7 +218,7 @@ class NothingToUndo:
     step: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class LateAct:
     """An act that nobody awaited any more may have had its effect: merged, and to be undone (again).
 
@@ -232,7 +234,7 @@ class LateAct:
     aside: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class CompensationBegan:
     """From here the saga only goes back."""
 
@@ -240,21 +242,21 @@ class CompensationBegan:
     failure: Failure | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Completed:
     """Every step acted."""
 
     kind: ClassVar[str] = "completed"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Compensated:
     """Everything that may have acted is undone."""
 
     kind: ClassVar[str] = "compensated"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Parked:
     """The saga needs a person."""
 
@@ -262,14 +264,14 @@ class Parked:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Unparked:
     """A person let it go on."""
 
     kind: ClassVar[str] = "unparked"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class RetryAllowed:
     """A person gave an action that was out of attempts a fresh budget."""
 
@@ -278,7 +280,7 @@ class RetryAllowed:
     action: Action
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Operated:
     """Every hand leaves a mark (law 12): who did what, and why."""
 
@@ -320,16 +322,20 @@ Change = (
 
 _CLASSES: dict[str, type[Change]] = {cls.kind: cls for cls in Change.__args__}
 _FIELDS = {cls: tuple(field.name for field in dataclasses.fields(cls)) for cls in Change.__args__}
+# All of a change's values by one call. The kind twice: of one name alone `attrgetter` gives the value, and no tuple.
+_VALUES_OF = {cls: attrgetter("kind", "kind", *names) for cls, names in _FIELDS.items()}
+_KEYS = {cls: ("k", "k", *names) for cls, names in _FIELDS.items()}
 _READERS: dict[str, Any] = {"action": Action, "outcome": Outcome}
 
 
 def change_to_data(change: Change) -> dict[str, Any]:
     """Plain JSON data with the kind under ``k``; fields that are None are left out."""
-    data: dict[str, Any] = {"k": change.kind}
-    for name in _FIELDS[type(change)]:
-        value = getattr(change, name)
-        if value is not None:
-            data[name] = failure_to_data(value) if name == "failure" else value
+    cls = type(change)
+    values = zip(_KEYS[cls], _VALUES_OF[cls](change), strict=True)
+    data: dict[str, Any] = {key: item for key, item in values if item is not None}
+    failure = data.get("failure")
+    if failure is not None:
+        data["failure"] = failure_to_data(failure)
     return data
 
 
@@ -337,12 +343,12 @@ def change_from_data(data: Mapping[str, Any]) -> Change:
     """Reads what `change_to_data` wrote."""
     cls = _CLASSES[data["k"]]
     values: dict[str, Any] = dict.fromkeys(_FIELDS[cls])
-    for name, value in data.items():
+    for name, item in data.items():
         if name == "failure":
-            values[name] = failure_from_data(value)
+            values[name] = failure_from_data(item)
         elif name != "k":
             reader = _READERS.get(name)
-            values[name] = reader(value) if reader else value
+            values[name] = reader(item) if reader else item
     return cls(**values)
 
 

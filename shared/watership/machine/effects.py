@@ -5,15 +5,15 @@ So what a log entry owed can be found again from the log: a redelivered message 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from watership.machine import changes as c
 from watership.machine.state import Action, Outcome, Status
+from watership.values import value
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class SendCommand:
     """Tell a worker to run one action of one step."""
 
@@ -22,7 +22,7 @@ class SendCommand:
     attempt: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class NotifyStep:
     """Tell whoever watches that a step is done."""
 
@@ -32,7 +32,7 @@ class NotifyStep:
     patch: dict[str, Any] | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class NotifyEnd:
     """Tell whoever watches that the saga ended."""
 
@@ -40,7 +40,7 @@ class NotifyEnd:
     status: Status
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class NotifyParked:
     """Tell whoever watches that the saga needs a person."""
 
@@ -48,7 +48,7 @@ class NotifyParked:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class PublishEvent:
     """Tell the world what a step emitted. ``index``: its place among those of the same log entry."""
 
@@ -66,26 +66,38 @@ def effects_of(seq: int, changes: Iterable[c.Change]) -> list[Effect]:
     """The effects of the log entry ``seq``, in the order of its changes."""
     effects: list[Effect] = []
     for change in changes:
-        match change:
-            case c.Dispatched() | c.Resent():
-                effects.append(SendCommand(change.step, change.action, change.attempt))
-            case c.Replied():
-                if change.action is Action.ACT and change.outcome is Outcome.DONE:
-                    effects.extend(_step_is_done(seq, change))
-            case c.Verified(outcome=Outcome.DONE):
-                effects.extend(_step_is_done(seq, change))
-            case c.Completed():
-                effects.append(NotifyEnd(seq, Status.COMPLETED))
-            case c.Compensated():
-                effects.append(NotifyEnd(seq, Status.COMPENSATED))
-            case c.Parked():
-                effects.append(NotifyParked(seq, change.reason))
-            case _:
-                pass
+        follows = _EFFECTS.get(type(change))
+        if follows is not None:
+            effects.extend(follows(seq, change))
     return effects
 
 
-def _step_is_done(seq: int, change: c.Replied | c.Verified) -> Iterator[Effect]:
-    yield NotifyStep(seq, change.step, change.response, change.patch)
+def _command(_: int, change: c.Dispatched | c.Resent) -> Sequence[Effect]:
+    return (SendCommand(change.step, change.action, change.attempt),)
+
+
+def _replied(seq: int, change: c.Replied) -> Sequence[Effect]:
+    done = change.action is Action.ACT and change.outcome is Outcome.DONE
+    return _step_is_done(seq, change) if done else ()
+
+
+def _verified(seq: int, change: c.Verified) -> Sequence[Effect]:
+    return _step_is_done(seq, change) if change.outcome is Outcome.DONE else ()
+
+
+def _step_is_done(seq: int, change: c.Replied | c.Verified) -> Sequence[Effect]:
+    told: list[Effect] = [NotifyStep(seq, change.step, change.response, change.patch)]
     for index, event in enumerate(change.events or ()):
-        yield PublishEvent(seq, index, change.step, event["name"], event["data"])
+        told.append(PublishEvent(seq, index, change.step, event["name"], event["data"]))
+    return told
+
+
+_EFFECTS: dict[type[c.Change], Callable[[int, Any], Sequence[Effect]]] = {
+    c.Dispatched: _command,
+    c.Resent: _command,
+    c.Replied: _replied,
+    c.Verified: _verified,
+    c.Completed: lambda seq, _: (NotifyEnd(seq, Status.COMPLETED),),
+    c.Compensated: lambda seq, _: (NotifyEnd(seq, Status.COMPENSATED),),
+    c.Parked: lambda seq, change: (NotifyParked(seq, change.reason),),
+}

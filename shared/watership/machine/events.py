@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from watership.machine.state import Action, Failure, Outcome
+from watership.values import value
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class SagaStarted:
     """Somebody asked for a saga.
 
@@ -23,14 +23,14 @@ class SagaStarted:
     look_again_at_ms: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class PlanFound:
     """The plan that a PENDING saga waited for was registered."""
 
     plan_hash: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class PlanMissing:
     """A PENDING saga's plan was looked for again and is still unknown."""
 
@@ -38,14 +38,14 @@ class PlanMissing:
     looks_max: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class ContextRefused:
     """The saga's input does not fit the schema of its plan: found when a PENDING saga's plan came."""
 
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class StepReplied:
     """A worker reported one run of one action.
 
@@ -69,7 +69,7 @@ class StepReplied:
     events: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class StepNotServed:
     """A worker got a command for a step that it does not have, or cannot run: it ran nothing.
 
@@ -86,7 +86,7 @@ class StepNotServed:
     reason: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class SignalReceived:
     """Somebody answered what the saga waits for, or will wait for. ``trouble``: its data does not fit, and why."""
 
@@ -95,12 +95,12 @@ class SignalReceived:
     trouble: str | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class TimePassed:
     """The clock reached what the saga waits for, or somebody looked early."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class DispatchRepeated:
     """A command must be sent again. ``unsent``: it is certain that nobody ever got it.
 
@@ -114,7 +114,7 @@ class DispatchRepeated:
     refusals_max: int = 60
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class RunInterrupted:
     """The process that was told to run this is gone, and nobody will report: it may have had its effect."""
 
@@ -123,7 +123,7 @@ class RunInterrupted:
     attempt: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class DispatchWithdrawn:
     """A command was decided, and overtaken before it was sent: it will never be."""
 
@@ -132,7 +132,7 @@ class DispatchWithdrawn:
     attempt: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class DispatchPutOff:
     """The process that was to run this leaves, and it is certain that it did not begin: another one runs it."""
 
@@ -141,7 +141,7 @@ class DispatchPutOff:
     attempt: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class RetryRequested:
     """An operator wants the saga to go on now. ``seq`` is the log entry that they had seen; None: any."""
 
@@ -150,7 +150,7 @@ class RetryRequested:
     seq: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class CompensateRequested:
     """An operator wants the saga undone. ``seq`` is the log entry that they had seen; None: any."""
 

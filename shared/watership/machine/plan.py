@@ -81,6 +81,12 @@ class Plan:
         return tuple(unit for node in self.nodes for unit in units(node) if isinstance(unit, FallbackPlan))
 
     @cached_property
+    def breakers(self) -> Mapping[str, Mapping[str, Any]]:
+        """Primary step's name to its circuit breaker's settings as plain JSON data, of those that have one."""
+        guarded = [(fallback.primary.name, fallback.breaker) for fallback in self.fallbacks]
+        return {name: dataclasses.asdict(breaker) for name, breaker in guarded if breaker is not None}
+
+    @cached_property
     def places(self) -> Mapping[str, int]:
         """The name of a step, a sleep or a wait to its node's place in the plan, from 0."""
         return {name: place for place, node in enumerate(self.nodes) for name in names(node)}

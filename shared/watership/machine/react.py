@@ -50,7 +50,6 @@ The rules that are a table are in tables: `_REACTIONS` below (event -> reaction)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -63,9 +62,10 @@ from watership.machine.operating import compensate_requested, retry_requested
 from watership.machine.plan import Plan
 from watership.machine.replies import run_lost, step_replied
 from watership.machine.state import Action, ActionState, Failure, Outcome, Phase, SagaState, Status
+from watership.values import value
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Reaction:
     """What follows from an event. ``state`` is a new one; the given one is untouched.
 

@@ -65,6 +65,9 @@ class Phase(StrEnum):
     SETTLED = "settled"  # over: `outcome` stands
 
 
+_ACTIVE = frozenset({Phase.AWAITED, Phase.DELAYED, Phase.WAITING})
+
+
 def idempotency_key(saga_id: object, step: str, action: Action, generation: int) -> str:
     """The same for every attempt and redelivery; a new generation only when an undo must be done again."""
     return f"{saga_id}:{step}:{action}:{generation}"
@@ -104,7 +107,7 @@ class ActionState:
     @property
     def active(self) -> bool:
         """It is dispatched or will be, or waits: something is still to come."""
-        return self.phase is Phase.AWAITED or self.phase is Phase.DELAYED or self.phase is Phase.WAITING
+        return self.phase in _ACTIVE
 
     def answered(self, attempt: int) -> bool:
         """Whether this attempt is over: a reply to it, or the end of its time, is on record."""
@@ -241,11 +244,11 @@ class SagaState:
     def active_actions(self) -> Iterator[tuple[str, Action, ActionState]]:
         """What is dispatched or will be, and what waits."""
         for name, step in self.steps.items():
-            if step.act.active:
+            if step.act.phase in _ACTIVE:
                 yield name, Action.ACT, step.act
-            if step.compensate.active:
+            if step.compensate.phase in _ACTIVE:
                 yield name, Action.COMPENSATE, step.compensate
-            if step.verify.active:
+            if step.verify.phase in _ACTIVE:
                 yield name, Action.VERIFY, step.verify
 
     @property

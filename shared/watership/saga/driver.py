@@ -14,18 +14,16 @@ import uuid
 from watership import codec
 from watership.errors import LeaseLost, SagaNotFound, SagaPruned
 from watership.machine import events as e
-from watership.machine.apply import apply
-from watership.machine.changes import CompensationBegan
-from watership.machine.effects import NotifyStep, effects_of
 from watership.machine.plan import Plan
-from watership.machine.react import Reaction, react
+from watership.machine.react import react
 from watership.machine.state import Action, ActionState, Phase, SagaState, Status
 from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
 from watership.saga.limits import within_limits
 from watership.saga.pruned import why_gone
 from watership.saga.runs import Happening, Runs, keep_unrecorded, leave_unanswered, run_action
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
-from watership.saga.watch import SagaEnd, SagaWatch, StepDone
+from watership.saga.telling import Teller
+from watership.saga.watch import SagaWatch
 
 log = logging.getLogger("watership.driver")
 
@@ -39,6 +37,7 @@ class Drive:
 
     def __init__(self, seat: Seat, saga_id: uuid.UUID, job: Job, *, gated: bool = False) -> None:
         self.saga_id, self.watch = saga_id, SagaWatch(saga_id)
+        self._teller = Teller(saga_id, self.watch)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start: Start | None = None
         self.may_drive = asyncio.Event()  # set by whoever started it, once the signals that came before it are with it
@@ -48,14 +47,13 @@ class Drive:
         self._seat = seat
         self._job = job
         self._plan: Plan | None = None
-        self._state = SagaState(str(saga_id))
+        self._stands(SagaState(str(saga_id)))
         self._clock_offset_ms = 0
-        self._error: Exception | None = None
-        self._errors: dict[str, Exception] = {}  # by step: what its act raised last
         self._asked: int | None = 0 if gated else None
         self._inbox: list[Happening] = []
         self._wake = asyncio.Event()
         self._runs = Runs(self._wake)
+        self._at_hand: Happening | None = None  # what is being put on record
         self._stopping = self._asleep = False
         self.is_watched = True
         self.ended = False  # it takes nothing up any more
@@ -66,24 +64,27 @@ class Drive:
         """Gives the saga an event between two steps; the answer, once it is on record, is why it was refused, or None."""
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._inbox.append(Happening(event, cause, answer=answer))
-        self._wake.set()
+        self._runs.rouse()
         return answer
 
     def let_one_act(self) -> None:
         """Opens a gated saga's gate for one more result."""
         if self._asked is not None:
             self._asked += 1
-            self._wake.set()
+            self._runs.rouse()
 
     def open_gate(self) -> None:
         """Takes the gate away."""
         self._asked = None
-        self._wake.set()
+        self._runs.rouse()
 
     def stop(self) -> None:
         """Lets the saga go after the steps that run now."""
         self._stopping = True
-        self._wake.set()
+        self._runs.rouse()
+
+    def _stands(self, state: SagaState) -> None:
+        self._state, self._active = state, _active(state)
 
     # --- the loop
 
@@ -92,7 +93,7 @@ class Drive:
         self.start, failed = start, None
         try:
             lease = await self._create(start) if start is not None else None
-            if lease is not None:
+            if lease is not None and self._job.definition.plan.waits:
                 await self.may_drive.wait()
             while True:
                 if lease is None:
@@ -126,14 +127,15 @@ class Drive:
         if plan.hash not in self._seat.plans_kept:
             await self._storage.save_plan(plan)
             self._seat.plans_kept.add(plan.hash)
-        now_ms = await self._storage.now_ms()
+        now_ms = await self._seat.now_ms()
         reaction = react(plan, self._state, e.SagaStarted(plan.saga, start.context, plan.hash), now_ms)
         entry = LogEntry(1, now_ms, "start", reaction.changes)
         lease = await self._storage.create(
             self.saga_id, reaction.state, entry, input_hash=start.input_hash, lease_ms=LEASE_MS
         )
         if lease is not None:
-            self._state, self._plan = reaction.state, plan
+            self._plan = plan
+            self._stands(reaction.state)
             self._took(lease)
             self._is_durable()
         return lease
@@ -154,12 +156,12 @@ class Drive:
                 start.check_same(record, self._job.definition.plan.saga)
             self._is_durable()
             if record.state.rests and not self._inbox:
-                await self._replay()
-                self._tell_end(record.state)
+                await self._teller.replay(self._storage)
+                self._teller.end(record.state)
                 return None
             asleep_ms = await self._asleep_ms(record.state)
             if asleep_ms > ASLEEP_MS and not self._inbox:
-                await self._replay()
+                await self._teller.replay(self._storage)
                 await self._clock.wait(self._wake, timeout_ms=min(poll_ms, asleep_ms))
                 poll_ms = min(poll_ms * 2, FOLLOW_ASLEEP_EVERY_MS_MAX)
                 continue
@@ -175,7 +177,7 @@ class Drive:
                     await self._storage.release(taken, retry_in_ms=BACK_OFF_MS)
                     raise
                 return taken
-            await self._replay()
+            await self._teller.replay(self._storage)
             wait_ms = min(taken.retry_in_ms, FOLLOW_EVERY_MS) if isinstance(taken, HeldElsewhere) else FOLLOW_EVERY_MS
             await self._clock.wait(self._wake, timeout_ms=max(wait_ms, 1))
         return None
@@ -193,10 +195,10 @@ class Drive:
         """Goes on where another process stopped, on the plan that the saga began with (law 7)."""
         record = await self._storage.load(self.saga_id)
         assert record is not None, "its lease was just taken"
-        self._state = record.state
+        self._stands(record.state)
         assert record.state.plan_hash is not None, "an embedded saga is pinned when it is made"
         self._plan = await self._storage.load_plan(record.state.plan_hash)
-        await self._replay()
+        await self._teller.replay(self._storage)
         self._took(lease)
         interrupted = [
             e.RunInterrupted(name, action, state.attempt)
@@ -207,7 +209,7 @@ class Drive:
             await self._follow(lease, Happening(event, "interrupted"))
 
     def _took(self, lease: Lease) -> None:
-        self._clock_offset_ms = lease.now_ms - self._clock.monotonic_ms()
+        self._clock_offset_ms = self._seat.learn(lease.now_ms)
         if self._keeper is not None:
             self._keeper.hold(lease)
 
@@ -217,32 +219,19 @@ class Drive:
 
     async def _drive(self, lease: Lease) -> bool:
         """Drives until the saga is over or let go (False), or another lease is needed to go on (True)."""
-        happening: Happening | None = None
-        self._asleep = False
+        self._asleep, self._at_hand = False, None
         try:
-            released = False
-            while not released:
-                if self._stopping and not self._runs and not self._owes:
-                    if not await self._hand_over(lease):
-                        return False
-                    break
-                happening = await self._next()
-                if happening is not None:
-                    released = await self._follow(lease, happening)
-                    happening = None  # on record
-                elif self._asleep:
-                    await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 1))
-                    return True
+            over = await self._loop(lease)
         except LeaseLost:
             log.warning("saga %s: another process drives it now; following", self.saga_id)
             # They ran here all the same: once the lease is ours again, the machine is told of them as late replies.
-            late = [happening] if happening is not None else []
+            late = [self._at_hand] if self._at_hand is not None else []
             late += await self._runs.rest()
             self._inbox[:0] = [one for one in late if isinstance(one.event, e.StepReplied) or one.answer is not None]
             return True
         except BaseException as error:
-            if happening is not None:
-                self._inbox.insert(0, happening)  # it is not on record: told to who asked, or kept in the ledger
+            if self._at_hand is not None:
+                self._inbox.insert(0, self._at_hand)  # it is not on record: told to who asked, or kept in the ledger
             if isinstance(error, Exception):
                 self._inbox += await self._runs.rest()
                 await self._storage.release(lease, retry_in_ms=BACK_OFF_MS)
@@ -250,10 +239,33 @@ class Drive:
         finally:
             self._runs.cancel()
             self._drop(lease)
-        if self._inbox:
+        if self._asleep or (over and self._inbox):
             return True
-        self._tell_end(self._state)
+        if over:
+            self._teller.end(self._state)
         return False
+
+    async def _loop(self, lease: Lease) -> bool:
+        """Puts on record what happens, one thing after the other. Whether the saga is over; else it was let go."""
+        released = False
+        while not released:
+            if self._stopping and not self._runs and not self._owes:
+                return await self._hand_over(lease)
+            following = await self._next()
+            if isinstance(following, Happening):
+                self._at_hand = following
+                released = await self._follow(lease, following)
+                self._at_hand = None
+            elif following is not None:
+                done, deputy = await self._runs.here(*following, self._run(*following), lambda: self._loop(lease))
+                self._inbox.insert(0, done)
+                self._wake.set()
+                if deputy is not None:
+                    return await deputy
+            elif self._asleep:
+                await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 1))
+                return False
+        return True
 
     async def _hand_over(self, lease: Lease) -> bool:
         """Gives the lease up, so that nobody waits for it to run out, with what was never begun marked as such.
@@ -268,32 +280,33 @@ class Drive:
         await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 0))
         return False
 
-    async def _next(self) -> Happening | None:
-        """Runs or waits for what the saga waits for, and says what came of it."""
+    async def _next(self) -> Happening | tuple[str, Action] | None:
+        """Runs or waits for what the saga waits for, and says what came of it; or what is to be run, and nothing beside."""
         self._wake.clear()
         done = self._runs.finished()
         if done is not None:
             return done
         if self._inbox:
             return self._inbox.pop(0)
-        if not self._runs and self._state.rests:
+        if not self._runs and not self._active:
             return Happening(e.TimePassed(), "time")  # nothing follows: `_follow` gives the lease up
         unbegun = self._unbegun() if not self._stopping else []
         for name, action, state in unbegun:
             if action is Action.ACT and self._state.status is Status.COMPENSATING:
                 return Happening(e.DispatchWithdrawn(name, action, state.attempt), "overtaken")  # never run here
-        for name, action, state in unbegun:
-            if self._may_begin(action):
-                self._runs.begin(name, action, self._run(name, action, state))
-        return await self._wait(self._timer_ms())  # a signal, a cancel or the deadline may come meanwhile
+        may_begin = [(name, action) for name, action, _ in unbegun if self._may_begin(action)]
+        timer_ms = self._timer_ms()
+        if len(may_begin) == 1 and not self._runs and timer_ms is None:
+            return may_begin[0]
+        for name, action in may_begin:
+            self._runs.begin(name, action, self._run(name, action))
+        return await self._wait(timer_ms)  # a signal, a cancel or the deadline may come meanwhile
 
     def _unbegun(self) -> list[tuple[str, Action, ActionState]]:
         """What is awaited and does not run yet; nothing if the saga is parked."""
-        if self._state.parked_reason is not None:
-            return []
         return [
             (name, action, state)
-            for name, action, state in self._state.active_actions()
+            for name, action, state in self._active
             if state.phase is Phase.AWAITED and not self._runs.has(name, action)
         ]
 
@@ -307,7 +320,7 @@ class Drive:
             return None
         moments = [
             state.due_at_ms
-            for _, _, state in self._state.active_actions()
+            for _, _, state in self._active
             if state.phase is not Phase.AWAITED and state.due_at_ms is not None
         ]
         if self._state.status is Status.RUNNING and self._state.deadline_at_ms is not None:
@@ -327,10 +340,12 @@ class Drive:
             return None
         return Happening(e.TimePassed(), "time")
 
-    async def _run(self, name: str, action: Action, _: ActionState) -> Happening:
+    async def _run(self, name: str, action: Action) -> Happening:
         assert self._plan is not None
         timeout_ms = self._plan.by_name[name].timeout_ms
-        return await run_action(self._job, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms())
+        return await run_action(
+            self._job, self.saga_id, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms()
+        )
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._clock_offset_ms
@@ -340,59 +355,23 @@ class Drive:
         now_ms = self._now_ms()
         event = within_limits(self._plan, self._state, happening.event)
         reaction = react(self._plan, self._state, event, now_ms)
-        released = reaction.state.rests and not self._runs
+        active = _active(reaction.state)
+        released = not active and not self._runs
         if reaction.ledger is not None:
             cause = codec.dumps({"cause": happening.cause}).decode()
             await self._storage.keep_in_ledger(self.saga_id, reaction.ledger, cause)
         if reaction.changes:
             entry = LogEntry(reaction.state.seq, now_ms, happening.cause, reaction.changes)
             await self._storage.commit(lease, reaction.state, [entry], release=released)
-            self._state = reaction.state
-            self._tell(reaction, happening)
+            self._state, self._active = reaction.state, active
+            self._teller.tell(reaction, happening)
         elif released:
             await self._storage.release(lease)
         if happening.answer is not None and not happening.answer.done():
             happening.answer.set_result(reaction.refused)
         return released
 
-    # --- telling the watchers
 
-    def _tell(self, reaction: Reaction, happening: Happening) -> None:
-        execution, event = happening.execution, happening.event
-        if execution is not None and execution.error is not None and isinstance(event, e.StepReplied):
-            self._errors[event.step] = execution.error
-        for change in reaction.changes:
-            if isinstance(change, CompensationBegan) and change.failure is not None:
-                self._error = self._errors.get(change.failure.step or "")
-        for effect in reaction.effects:
-            if isinstance(effect, NotifyStep):
-                own = execution is not None and isinstance(event, e.StepReplied) and event.step == effect.step
-                result = execution.result if own and execution is not None else None
-                self.watch.step_done(
-                    StepDone(
-                        effect.seq,
-                        effect.step,
-                        effect.response,
-                        effect.patch or {},
-                        dict(reaction.state.context),
-                        result,
-                    )
-                )
-
-    def _tell_end(self, state: SagaState) -> None:
-        if state.parked_reason is not None:
-            log.warning("saga %s %s is parked: %s", state.name, self.saga_id, state.parked_reason)
-        self.watch.ended(
-            SagaEnd(state.name, state.status, dict(state.context), state.failure, state.parked_reason, self._error)
-        )
-
-    async def _replay(self) -> None:
-        """Tells the watchers what the log has that they have not seen."""
-        state = SagaState(str(self.saga_id))
-        for entry in await self._storage.history(self.saga_id):
-            for change in entry.changes:
-                apply(state, change)
-            for effect in effects_of(entry.seq, entry.changes):
-                if isinstance(effect, NotifyStep):
-                    done = StepDone(effect.seq, effect.step, effect.response, effect.patch or {}, dict(state.context))
-                    self.watch.step_done(done)
+def _active(state: SagaState) -> list[tuple[str, Action, ActionState]]:
+    """What is awaited, or will be, or waits; nothing if the saga is parked."""
+    return [] if state.parked_reason is not None else list(state.active_actions())

@@ -96,7 +96,9 @@ class Drivers:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         drive.is_watched = True
         try:
-            await asyncio.shield(drive.started)
+            if not drive.started.done():
+                await asyncio.shield(drive.started)
+            drive.started.result()
             if job.definition.plan.waits:
                 for signal in await self.storage.early_signals(saga_id=saga_id):
                     self._early.begin(job, signal)
@@ -277,11 +279,13 @@ class EmbeddedRunner:
         self._recover_every_s = recover_every_s
         self._clock = clock
         self._barrier = barrier
-        self._definitions: dict[str, Definition] = {}
+        self._jobs: dict[str, Job] = {}
 
     def bind(self, definitions: Iterable[Definition]) -> None:
         """The sagas that this process knows, and so can recover."""
-        self._definitions = {definition.plan.saga: definition for definition in definitions}
+        self._jobs = {
+            definition.plan.saga: Job(definition, self._container, barrier=self._barrier) for definition in definitions
+        }
 
     async def open(self) -> None:
         """Begins to recover what others left, even if no saga is ever started here."""
@@ -290,19 +294,14 @@ class EmbeddedRunner:
     def _drivers(self) -> Drivers:
         drivers = drivers_for(self._storage, self._clock)
         drivers.used_by(self)
-        for definition in self._definitions.values():
-            drivers.recover_in_background(self._job(definition), every_s=self._recover_every_s)
+        for job in self._jobs.values():
+            drivers.recover_in_background(job, every_s=self._recover_every_s)
         return drivers
-
-    def _job(self, definition: Definition) -> Job:
-        return Job(definition, self._container, barrier=self._barrier)
 
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga, or joins it. Durable on return."""
-        drivers = self._drivers()
-        job = self._job(definition)
         data = shape_of(type(context)).dump(context)
-        return (await drivers.start(job, data, saga_id)).watch
+        return (await self._drivers().start(self._jobs[definition.plan.saga], data, saga_id)).watch
 
     async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
         """Writes the start in the caller's transaction, in the database that the storage is on."""
@@ -350,10 +349,10 @@ class EmbeddedRunner:
         record = await self._drivers().storage.load(saga_id)
         if record is None:
             return None
-        definition = self._definitions.get(record.state.name)
-        if definition is None:
+        job = self._jobs.get(record.state.name)
+        if job is None:
             raise UnknownSaga(f"saga {saga_id} is a {record.state.name}, which is not bound in this process")
-        return self._job(definition)
+        return job
 
     async def close(self) -> None:
         """Stops driving; what runs is left to recovery."""

@@ -16,6 +16,7 @@ from watership.saga.compile import Definition, context_of
 from watership.saga.storage.protocol import LeaseKeeper, SagaRecord, SagaStorage
 
 FOLLOW_EVERY_MS = 250
+LEARNED_WITHIN_MS = 1_000
 
 
 class LetGo(WatershipError):
@@ -24,15 +25,21 @@ class LetGo(WatershipError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a saga is driven with: its classes, and where its handlers come from."""
+    """What a saga is driven with: its classes, and where its handlers come from. One serves all sagas of its class."""
 
     definition: Definition
     container: Container
     build_context: Callable[[dict[str, Any]], Any] | None = None
     barrier: type[Any] | None = None
+    _hands: dict[str, Hands | None] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def hands(self, step: str) -> Hands | None:
         """How a step is run; None if this process has no such step."""
+        if step not in self._hands:
+            self._hands[step] = self._hands_of(step)
+        return self._hands[step]
+
+    def _hands_of(self, step: str) -> Hands | None:
         handler = self.definition.steps.get(step)
         if handler is None:
             return None
@@ -66,7 +73,7 @@ class Start:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Seat:
     """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain.
 
@@ -78,3 +85,19 @@ class Seat:
     keeper: LeaseKeeper | None
     plans_kept: set[str] = dataclasses.field(default_factory=set)
     follow_every_ms: int = FOLLOW_EVERY_MS
+    _offset_ms: int = 0
+    _learned_at_ms: int | None = None
+
+    def learn(self, now_ms: int) -> int:
+        """Takes in what the store's clock said just now: by how much it is ahead of ours."""
+        self._learned_at_ms = self.clock.monotonic_ms()
+        self._offset_ms = now_ms - self._learned_at_ms
+        return self._offset_ms
+
+    async def now_ms(self) -> int:
+        """The store's clock (law 9). Asked only if it has said nothing for a second: each new lease tells it, too."""
+        at_ms = self.clock.monotonic_ms()
+        if self._learned_at_ms is None or not 0 <= at_ms - self._learned_at_ms <= LEARNED_WITHIN_MS:
+            self.learn(await self.storage.now_ms())
+            at_ms = self.clock.monotonic_ms()
+        return at_ms + self._offset_ms

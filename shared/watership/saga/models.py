@@ -58,18 +58,22 @@ class Shape(Generic[_T]):
     def dump(self, context: _T) -> dict[str, Any]:
         """The context as JSON data. Raises `InvalidPayload` if a field holds what its type does not allow."""
         try:
-            data: dict[str, Any] = self._adapter.dump_python(context, mode="json", by_alias=False, warnings="error")
+            data: dict[str, Any] = self._adapter.serializer.to_python(
+                context, mode="json", by_alias=False, warnings="error"
+            )
         except (pydantic.ValidationError, PydanticSerializationError, ValueError) as error:
             raise InvalidPayload(f"the context {self.cls.__name__} cannot be written as JSON: {error}") from error
         return data
 
     def load(self, data: Mapping[str, Any]) -> _T:
         """The context from JSON data; fields that the class does not have are left out."""
-        known = {name: value for name, value in data.items() if name in self.fields}
+        fields = self.fields
+        known = data if fields.issuperset(data) else {name: value for name, value in data.items() if name in fields}
         try:
-            return self._adapter.validate_python(known, by_alias=False, by_name=True)
+            loaded: _T = self._adapter.validator.validate_python(known, by_alias=False, by_name=True)
         except pydantic.ValidationError as error:
             raise InvalidPayload(f"not a {self.cls.__name__}: {_sentence(error)}") from error
+        return loaded
 
     def schema(self) -> dict[str, Any]:
         """The JSON Schema that a start's context must satisfy."""
@@ -101,6 +105,8 @@ class Shape(Generic[_T]):
     def strays(self, context: _T) -> frozenset[str]:
         """Attributes of a context that are no fields of it: they are not kept with the saga."""
         found: dict[str, Any] = getattr(context, "__dict__", {})
+        if self.fields.issuperset(found):
+            return _NONE
         return frozenset(
             name for name in found.keys() - self.fields if not name.startswith("_") and not hasattr(self.cls, name)
         )
@@ -136,6 +142,7 @@ def _sentence(error: pydantic.ValidationError) -> str:
     return "; ".join(problems[:5])
 
 
+_NONE: frozenset[str] = frozenset()
 _shapes: dict[Any, Shape[Any]] = {}
 
 
@@ -149,4 +156,6 @@ def shape_of(cls: type[_T]) -> Shape[_T]:
 
 def patch_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The top-level fields whose value differs, whole; null is a value; nothing is ever deleted."""
+    if before == after:
+        return {}
     return {name: value for name, value in after.items() if name not in before or before[name] != value}

@@ -55,6 +55,8 @@ def step_result(definition: Definition, saga_id: uuid.UUID, done: StepDone) -> S
 
 def signals_between(definition: Definition, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """The fields of the context that signals filled between these two, with their data."""
+    if not definition.plan.waits:
+        return {}
     fields = {wait.into for wait in definition.plan.waits.values() if wait.into is not None}
     return {field: after[field] for field in fields if field in after and before.get(field) != after[field]}
 

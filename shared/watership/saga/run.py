@@ -97,8 +97,8 @@ class HandlerRun:
 
     def patch(self) -> dict[str, Any]:
         """What the run changed so far. Raises `InvalidPayload` or `LimitExceeded` if it could not be kept."""
-        strays = self.shape.strays(self.context) - self.strays
-        if strays:
+        strays = self.shape.strays(self.context)
+        if strays and (strays := strays - self.strays):
             raise InvalidPayload(
                 f"{self.where}: {', '.join(sorted(strays))} was set on the context, and {self.shape.cls.__name__} has no "
                 f"such field, so it would be lost: declare it, or correct its name"
@@ -127,6 +127,8 @@ class HandlerRun:
             return None
         if isinstance(response, pydantic.BaseModel):
             data: Any = response.model_dump(mode="json")
+            if not data:
+                return data
         else:
             try:
                 data = _adapter_of(type(response)).dump_python(response, mode="json")

@@ -1,12 +1,12 @@
-"""The handlers of one saga that run in this process now, each in a task of its own: those of a parallel group."""
+"""The handlers of one saga that run in this process now: each of a parallel group in a task of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import copy_context
 from typing import Any
 
 from watership import codec
@@ -16,13 +16,15 @@ from watership.machine import events as e
 from watership.machine.state import Action, Outcome, SagaState
 from watership.saga.job import Job, LetGo
 from watership.saga.storage.protocol import SagaStorage
+from watership.stepping import in_context
+from watership.values import value
 
 log = logging.getLogger("watership.driver")
 
 KEEP_WITHIN_S = 5.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Happening:
     """An event for the machine, what it followed from, and the run that it tells of, if it was run here.
 
@@ -41,19 +43,59 @@ class Runs:
     def __init__(self, wake: asyncio.Event) -> None:
         self._wake = wake
         self._tasks: dict[tuple[str, Action], asyncio.Task[Happening]] = {}
+        self._here: tuple[str, Action] | None = None  # one that runs in the task that looks after all
+        self._call_deputy: Callable[[], None] | None = None  # as long as nobody else looks after them meanwhile
 
     def __bool__(self) -> bool:
-        return bool(self._tasks)
+        return bool(self._tasks) or self._here is not None
 
     def has(self, step: str, action: Action) -> bool:
         """Whether this runs, or has ended and is not told yet."""
-        return (step, action) in self._tasks
+        return (step, action) in self._tasks or (step, action) == self._here
 
     def begin(self, step: str, action: Action, work: Coroutine[Any, Any, Happening]) -> None:
         """Starts one."""
         task = asyncio.get_running_loop().create_task(work, name=f"{action} {step}")
         self._tasks[step, action] = task
         task.add_done_callback(lambda _: self._wake.set())
+
+    async def here(
+        self,
+        step: str,
+        action: Action,
+        work: Coroutine[Any, Any, Happening],
+        look_after: Callable[[], Coroutine[Any, Any, bool]],
+    ) -> tuple[Happening, asyncio.Task[bool] | None]:
+        """Runs in the caller's own task what has no other beside it: a task for each step was a fifth of a saga's cost.
+
+        If something is to be looked at meanwhile (`rouse`), ``look_after`` goes on with the caller's loop in a task, which is
+        given back with what the run came to: the deputy, from then on.
+        """
+        deputies: list[asyncio.Task[bool]] = []
+
+        def call_deputy() -> None:
+            self._call_deputy = None
+            deputies.append(asyncio.get_running_loop().create_task(look_after(), name=f"beside {action} {step}"))
+
+        self._here, self._call_deputy = (step, action), call_deputy
+        try:
+            done = await in_context(work, copy_context())
+        except BaseException:
+            for deputy in deputies:
+                deputy.cancel()
+            await asyncio.gather(*deputies, return_exceptions=True)
+            raise
+        finally:
+            self._here = None
+            if not deputies:
+                self._call_deputy = None
+        return done, deputies[0] if deputies else None
+
+    def rouse(self) -> None:
+        """There is something to look at. If the task that does is in a run, another one is called."""
+        self._wake.set()
+        if self._call_deputy is not None:
+            self._call_deputy()
 
     def finished(self) -> Happening | None:
         """What one that has ended came to. Raises what only a bug, or the end of the process, raises in one."""
@@ -107,7 +149,7 @@ async def keep_unrecorded(storage: SagaStorage, saga_id: uuid.UUID, happenings: 
 
 
 async def run_action(
-    job: Job, state: SagaState, name: str, action: Action, *, timeout_ms: int, now_ms: int
+    job: Job, saga_id: uuid.UUID, state: SagaState, name: str, action: Action, *, timeout_ms: int, now_ms: int
 ) -> Happening:
     """Runs what the saga awaits of one step, and says what came of it."""
     hands = job.hands(name)
@@ -115,8 +157,9 @@ async def run_action(
     if hands is None:
         refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1)
         return Happening(refused, f"not_served:{name}:{action}:{attempt}")
+    step = state.step(name)
     command = Command(
-        saga_id=uuid.UUID(state.saga_id),
+        saga_id=saga_id,
         saga=state.name,
         step=name,
         action=action,
@@ -124,8 +167,8 @@ async def run_action(
         idempotency_key=state.key_of(name, action),
         context=state.context_for(name, action),
         timeout_ms=timeout_ms,
-        generation=state.step(name).generation if action is Action.COMPENSATE else 1,
-        acted=state.step(name).act.outcome is Outcome.DONE,
+        generation=step.generation if action is Action.COMPENSATE else 1,
+        acted=step.act.outcome is Outcome.DONE,
     )
     done = await execute(command, hands)
     if done.misfit is not None:

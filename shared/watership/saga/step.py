@@ -61,6 +61,19 @@ class SagaStepResult(Generic[ContextT, ResponseT]):
     saga_id: uuid.UUID | None = None
     events: Sequence[StepEvent] = ()
 
+    def of_saga(self, saga_id: uuid.UUID) -> SagaStepResult[ContextT, ResponseT]:
+        """The same of this saga."""
+        return SagaStepResult(
+            self.response,
+            self.step_type,
+            self.with_error,
+            self.error_message,
+            self.error_traceback,
+            self.error_type,
+            saga_id,
+            self.events,
+        )
+
 
 class SagaStepHandler(abc.ABC, Generic[ContextT, ResponseT]):
     """One step of a saga. The container makes a fresh one, in a fresh scope, for every command.

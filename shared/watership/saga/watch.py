@@ -13,11 +13,12 @@ from watership.machine.state import Failure, Status
 from watership.saga.compile import Definition
 from watership.saga.step import SagaStepResult
 from watership.saga.storage.protocol import EarlySignal
+from watership.values import value
 
 _BY_A_WAIT = frozenset({"wait_timeout", "wait_rejected"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class StepDone:
     """A step that is done. ``context`` is the whole context after it; ``result`` this process's own, if it ran here."""
 
@@ -71,7 +72,7 @@ class SagaWatch:
         self._seqs: set[int] = set()
         self._end: SagaEnd | None = None
         self._lost: BaseException | None = None
-        self._news = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
 
     def step_done(self, done: StepDone) -> None:
         """Adds a step, unless it was seen: progress may be told more than once."""
@@ -106,8 +107,15 @@ class SagaWatch:
         return self._end is not None or self._lost is not None
 
     def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        waiting, self._waiting = self._waiting, []
+        for watcher in waiting:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def _news(self) -> None:
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(watcher)
+        await watcher
 
     async def steps(self) -> AsyncIterator[StepDone]:
         """Each done step from the first; ends with the saga. Raises what made watching fail."""
@@ -120,14 +128,14 @@ class SagaWatch:
                 raise self._lost
             if self._end is not None:
                 return
-            await self._news.wait()
+            await self._news()
 
     async def end(self) -> SagaEnd:
         """Waits for the end. Raises what made watching fail."""
         while self._end is None:
             if self._lost is not None:
                 raise self._lost
-            await self._news.wait()
+            await self._news()
         return self._end
 
 

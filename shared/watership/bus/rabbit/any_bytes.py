@@ -48,6 +48,8 @@ def table(value: bytes) -> tuple[int, dict[str, Any]]:
     (length,) = struct.unpack_from(">I", value)
     found: dict[str, Any] = {}
     position, end = 4, 4 + length
+    if end > len(value):
+        raise ValueError(f"a table of {length} bytes, of which {len(value) - 4} are there")  # not worth a look at each
     while position < end:
         consumed, name = short_string(value[position : position + 256])
         position += consumed
@@ -62,8 +64,7 @@ def properties_table(value: bytes) -> tuple[int, dict[str, Any]]:
         return table(value)
     except (ValueError, ArithmeticError, RecursionError, struct.error) as error:
         log.warning("the headers of a message cannot be read (%s): it is taken without them", error)
-        (length,) = struct.unpack_from(">I", value)
-        return 4 + length, {}
+        return 4 + int.from_bytes(value[:4], "big"), {}
 
 
 def text(raw: bytes) -> str:

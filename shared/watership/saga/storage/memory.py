@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from watership.errors import SagaNotFound
+from watership.machine.apply import fold
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
 from watership.saga.storage.protocol import (
@@ -35,9 +36,13 @@ def _clock_ms() -> int:
 
 @dataclasses.dataclass(slots=True)
 class _Row:
-    """What the table's row is in the other stores, and the saga's log."""
+    """The saga's log, and what is asked of its row without reading it: the rest is the log, folded (law 8)."""
 
-    state: SagaState
+    name: str
+    seq: int
+    status: Status
+    parked_reason: str | None
+    paused: bool
     input_hash: str
     created_at_ms: int
     updated_at_ms: int
@@ -45,6 +50,12 @@ class _Row:
     lease_until_ms: int
     wake_at_ms: int | None
     log: list[LogEntry]
+
+    def state(self, saga_id: uuid.UUID) -> SagaState:
+        """The row's state, which shares nothing with the log that could be changed."""
+        state = fold(str(saga_id), (entry.changes for entry in self.log))
+        state.context = _copied(state.context)
+        return state
 
 
 class MemorySagaStorage:
@@ -76,9 +87,9 @@ class MemorySagaStorage:
             return None
         now = self._now_ms()
         until = now + lease_ms
-        row = _Row(_detached(state), input_hash, now, now, 1, until, until, [entry])
+        row = _Row(state.name, state.seq, state.status, None, False, input_hash, now, now, 1, until, until, [entry])
         self._rows[saga_id] = row
-        self._settle(saga_id, row, now)
+        self._settle(saga_id, row, state, now)
         return Lease(saga_id, 1, until, now)
 
     async def load(self, saga_id: uuid.UUID) -> SagaRecord | None:
@@ -86,7 +97,7 @@ class MemorySagaStorage:
         row = self._rows.get(saga_id)
         if row is None:
             return None
-        return SagaRecord(saga_id, _detached(row.state), row.input_hash, row.created_at_ms, row.updated_at_ms)
+        return SagaRecord(saga_id, row.state(saga_id), row.input_hash, row.created_at_ms, row.updated_at_ms)
 
     async def acquire(self, saga_id: uuid.UUID, *, lease_ms: int) -> Lease | HeldElsewhere | None:
         """See `SagaStorage.acquire`."""
@@ -105,15 +116,14 @@ class MemorySagaStorage:
         row = self._rows.get(lease.saga_id)
         if row is None or row.epoch != lease.epoch:
             raise lease_lost(lease)
-        if row.state.seq != seq_before(state, entries):
-            raise log_moved(lease, row.state.seq)
+        if row.seq != seq_before(state, entries):
+            raise log_moved(lease, row.seq)
         now = self._now_ms()
-        row.state = _detached(state)
         row.log.extend(entries)
         row.updated_at_ms = now
         if release:
             row.lease_until_ms = 0
-        self._settle(lease.saga_id, row, now)
+        self._settle(lease.saga_id, row, state, now)
 
     async def renew(self, leases: Sequence[Lease], *, lease_ms: int) -> None:
         """See `SagaStorage.renew`."""
@@ -144,9 +154,9 @@ class MemorySagaStorage:
             if row.wake_at_ms is not None
             and row.wake_at_ms <= now
             and row.lease_until_ms <= now
-            and row.state.parked_reason is None
-            and not row.state.paused
-            and row.state.name in names
+            and row.parked_reason is None
+            and not row.paused
+            and row.name in names
         ]
         return [saga_id for _, saga_id in sorted(found)[:limit]]
 
@@ -165,7 +175,7 @@ class MemorySagaStorage:
         """See `SagaStorage.early_signals`."""
         found = [one for one in self._signals.values() if one.saga_id in self._rows and saga_id in (None, one.saga_id)]
         if names is not None:
-            found = [one for one in found if self._rows[one.saga_id].state.name in names]
+            found = [one for one in found if self._rows[one.saga_id].name in names]
         return found[:limit]
 
     async def forget_signal(self, signal: EarlySignal) -> None:
@@ -188,9 +198,9 @@ class MemorySagaStorage:
         for saga_id, row in self._newest():
             if len(found) == limit:
                 break
-            if status is not None and row.state.status is not status:
+            if status is not None and row.status is not status:
                 continue
-            if parked is None or parked is (row.state.parked_reason is not None):
+            if parked is None or parked is (row.parked_reason is not None):
                 found.append(_summary(saga_id, row))
         return found
 
@@ -242,9 +252,11 @@ class MemorySagaStorage:
         row = self._rows.get(lease.saga_id)
         return row if row is not None and row.epoch == lease.epoch else None
 
-    def _settle(self, saga_id: uuid.UUID, row: _Row, now: int) -> None:
-        """Keeps the rule of `wake_at_ms`: none once the saga ended, some until then."""
-        if ended(row.state):
+    def _settle(self, saga_id: uuid.UUID, row: _Row, state: SagaState, now: int) -> None:
+        """Keeps what is asked of the row, and the rule of `wake_at_ms`: none once the saga ended, some until then."""
+        row.seq, row.status = state.seq, state.status
+        row.parked_reason, row.paused = state.parked_reason, state.paused
+        if ended(state):
             row.wake_at_ms = None
             self._open.pop(saga_id, None)
         else:
@@ -255,15 +267,6 @@ class MemorySagaStorage:
     def _newest(self) -> Iterator[tuple[uuid.UUID, _Row]]:
         # Insertion order is creation order, unless a test's clock went backwards.
         return reversed(self._rows.items())
-
-
-def _detached(state: SagaState) -> SagaState:
-    """A copy that shares nothing with the caller that could be changed."""
-    copied = state.copy()
-    for name, value in copied.context.items():
-        if type(value) is dict or type(value) is list:
-            copied.context[name] = _copied(value)
-    return copied
 
 
 def _copied(value: Any) -> Any:
@@ -277,10 +280,10 @@ def _copied(value: Any) -> Any:
 def _summary(saga_id: uuid.UUID, row: _Row) -> SagaSummary:
     return SagaSummary(
         saga_id,
-        row.state.name,
-        row.state.status,
-        current_step(row.state),
-        row.state.parked_reason,
+        row.name,
+        row.status,
+        current_step(row.state(saga_id)),
+        row.parked_reason,
         datetime.fromtimestamp(row.created_at_ms / 1000, tz=UTC),
         datetime.fromtimestamp(row.updated_at_ms / 1000, tz=UTC),
     )

@@ -20,11 +20,12 @@ from typing import Any, Protocol
 from watership.machine.changes import Change
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
+from watership.values import value
 
 LEASE_MS = 5_000
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class LogEntry:
     """One transition as the log holds it. ``cause`` names the message or moment that it followed from."""
 
