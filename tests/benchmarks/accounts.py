@@ -31,7 +31,7 @@ class Accounts:
     def __init__(self) -> None:
         self._groups: dict[str, list[psutil.Process]] = {}
         self._broker = _processes("beam.smp", "rabbit")
-        self._database = [one for one in _processes("postgres", "") if not _is_postgres(one.parent())]
+        self._database = list(filter(_is_postmaster, _processes("postgres", "")))
 
     def add(self, group: str, pid: int) -> None:
         """A process of this run."""
@@ -60,8 +60,12 @@ def _processes(name: str, word: str) -> list[psutil.Process]:
     return found
 
 
-def _is_postgres(process: psutil.Process | None) -> bool:
-    return process is not None and process.name() == "postgres"
+def _is_postmaster(process: psutil.Process) -> bool:
+    """The one whose parent is no Postgres: all others are its children. They come and go while we look."""
+    with contextlib.suppress(psutil.Error):
+        parent = process.parent()
+        return parent is None or parent.name() != "postgres"
+    return False
 
 
 def _cpu_s(process: psutil.Process) -> float:

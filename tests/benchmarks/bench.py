@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.contenders import Contender, Ground
-from tests.benchmarks.running import Failed, Program, Run, run_once, temporary_folder
+from tests.benchmarks.running import Program, Run, run_once, temporary_folder
 from tests.support.endpoints import connect_postgresql, run
 from tests.support.servers import Session
 
@@ -66,9 +66,9 @@ class Bench:
                 began_s = time.monotonic()
                 try:
                     runs[contender.name].append(self.once(contender.programs))
-                except (Failed, OSError) as why:
+                except Exception as why:  # noqa: BLE001  # whatever it was, the others go on
                     failed[contender.name] = str(why)
-                    self.say(f"  {contender.name}: failed: {why}")
+                    self.say(f"  {contender.name}: failed: {why!r}")
                 else:
                     rate = runs[contender.name][-1].rate
                     self.say(f"  {contender.name}: {rate:,.0f} sagas/s ({time.monotonic() - began_s:.0f} s)")

@@ -168,8 +168,11 @@ def finished(found: Data) -> list[str]:
 def barrier(found: Data) -> list[str]:
     """Without and with."""
     titles = {"watership-1-1": "steps that do nothing, no barrier"}
-    rows = [(titles.get(name, one["title"]), rate_of(one), cpu_sum(one)) for name, one in found["series"].items()]
-    return table(("", RATE, "CPU ms a saga, in all"), rows)
+    rows = [
+        (titles.get(name, one["title"]), rate_of(one), cpu_sum(one), cpu_of(one.get("cpu_ms", {})))
+        for name, one in found["series"].items()
+    ]
+    return table(("", RATE, "CPU ms a saga, in all", "of which"), rows)
 
 
 def recovery(found: Data) -> list[str]:

@@ -24,6 +24,6 @@ def measure(bench: Bench) -> Data:
     ]
     series = bench.interleaved(contenders)
     if not bench.is_quick:
-        series |= bench.interleaved([embedded("postgres", 1), python_cqrs("postgres", 1, 16)])
+        series |= bench.interleaved([embedded("postgres", 1), python_cqrs("postgres", 1, 16)], rounds=1)
     ratios = {name: ratio(series[name], series[theirs]) for name, (theirs, _) in GOALS.items()}
     return {"series": series, "ratios": ratios, "goals": {name: goal for name, (_, goal) in GOALS.items()}}

@@ -61,7 +61,7 @@ async def fill(ground: Ground, count: int) -> int:
         entry = await connection.fetchrow(_TEMPLATES["watership_log"], saga["saga_id"])
         assert entry is not None
         indexes = await _drop_indexes(connection)
-        await connection.execute("SET synchronous_commit = off")
+        await connection.execute("SET synchronous_commit = off; SET maintenance_work_mem = '512MB'")
         await connection.execute(
             "CREATE UNLOGGED TABLE bench_id AS SELECT saga_id, 0::bigint AS n FROM watership_saga LIMIT 0"
         )

@@ -14,4 +14,4 @@ def measure(bench: Bench) -> Data:
     contenders = [distributed(), distributed(2, 2)]
     if not bench.is_quick:
         contenders += [distributed(2, 1), distributed(1, 2), distributed(at_once=200), distributed(at_once=10_000)]
-    return {"series": bench.interleaved(contenders)}
+    return {"series": bench.interleaved(contenders, rounds=min(bench.rounds, 2))}
