@@ -8,6 +8,7 @@ A part that fails says so, and the others go on. Unless it is quick, it writes `
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -39,6 +40,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in PARTS]:
         print(f"there is no part {', '.join(unknown)}: {', '.join(PARTS)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was begun is ended all the same
     session = open_session(print)
     try:
         return _run(Bench(session, given.quick, lambda line: print(line, flush=True)), names, results_path, given)

@@ -45,6 +45,12 @@ class Ends:
             if began_s is not None:
                 self.latencies_s.append(now_s - began_s)
 
+    def add_due(self, due_s: float) -> None:
+        """One ended now that was due then. It counts if it was due while it was measured, however late it ends."""
+        if self.from_s <= due_s < self.until_s:
+            self.ended += 1
+            self.latencies_s.append(time.perf_counter() - due_s)
+
     def report(self, **more: object) -> None:
         """The line of JSON."""
         found = sorted(self.latencies_s)

@@ -99,7 +99,7 @@ def distributed(orchestrators: int = 1, workers: int = 1, at_once: int = 2_000) 
         f"watership-{orchestrators}-{workers}",
         f"Watership, distributed ({names})",
         f"RabbitMQ quorum queues and Postgres; a reaper too; {at_once:,} sagas on their way",
-        orchestrators + workers + 1,
+        orchestrators + workers + 2,  # the client and the reaper
         programs,
     )
 
@@ -112,7 +112,7 @@ def awaited(at_once: int) -> Contender:
         return [*services(ground), _embedded(seconds, at_once, *options, group="client")]
 
     settings = f"`mediator.run`, {at_once} at once"
-    return Contender(f"watership-run-{at_once}", "Watership, distributed, awaited", settings, 3, programs)
+    return Contender(f"watership-run-{at_once}", "Watership, distributed, awaited", settings, 4, programs)
 
 
 def embedded(storage: str, processes: int = 1, at_once: int = 40) -> Contender:

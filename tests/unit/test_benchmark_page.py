@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from tests.benchmarks import plots
 from tests.benchmarks.accounts import Reading
-from tests.benchmarks.bench import ratio, spread
+from tests.benchmarks.bench import Bench, ratio, spread
 from tests.benchmarks.closed_loop import Ends
+from tests.benchmarks.contenders import dbos, distributed
 from tests.benchmarks.goals import goals
 from tests.benchmarks.measures import PARTS
 from tests.benchmarks.measures.cost import projection
@@ -19,6 +22,7 @@ from tests.benchmarks.measures.recovery import rates
 from tests.benchmarks.page import BLOCK, PAGE, draw, filled, plots_of
 from tests.benchmarks.results import Results
 from tests.benchmarks.tables import MAKERS, number, size
+from tests.support.servers import Session
 
 RATE = spread([100.0, 120.0, 90.0])
 SERIES = {
@@ -93,12 +97,32 @@ def test_a_plot_holds_its_values(values: list[float]) -> None:
     assert all(60 <= height <= 290 for height in heights)
 
 
+def test_a_peer_that_is_not_installed_is_left_out_and_one_that_fails_stops_nobody() -> None:
+    said: list[str] = []
+    bench = Bench(cast("Session", None), is_quick=True, say=said.append)  # without servers, every run fails
+    absent = dataclasses.replace(dbos(), needs=(Path("/nowhere/python"),))
+    found = bench.interleaved([absent, distributed()])
+    assert found["dbos-1-16"]["failed"] == "python is not installed in .venv-peers"
+    assert "failed" in found["watership-1-1"]
+    assert len(said) == 1
+
+
 def test_ends_count_only_while_it_is_measured() -> None:
     ends = Ends(10.0)
     ends.add(count=5)
     ends.until_s = 0.0
     ends.add()
     assert ends.ended == 5
+
+
+def test_what_was_due_counts_however_late_it_ends() -> None:
+    now_s = time.perf_counter()
+    ends = Ends(1.0, from_s=now_s - 10.0, until_s=now_s - 9.0)
+    ends.add_due(now_s - 9.5)
+    ends.add_due(now_s - 20.0)
+    ends.add_due(now_s)
+    assert ends.ended == 1
+    assert ends.latencies_s[0] >= 9.5
 
 
 def test_the_arithmetic() -> None:

@@ -174,7 +174,10 @@ async def run(starter: Starter, meter: Meter) -> None:
     """As the arguments say."""
     given = arguments(*NAMES)
     ends = Ends(given.seconds)
-    meter.on_end = lambda count, began_s: ends.add(began_s, count)
+    if given.rate:
+        meter.on_end = lambda _count, due_s: ends.add_due(due_s or 0.0)
+    else:
+        meter.on_end = lambda count, began_s: ends.add(began_s, count)
     if given.count:
         await count_off(starter, meter, int(given.count), given.at_once)
         return
