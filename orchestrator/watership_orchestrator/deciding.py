@@ -284,18 +284,20 @@ class Decider:
                 if j.is_new and j.state is not None
             ]
         )
-        taken = {j.saga_id for j in judgements if j.is_new and j.saga_id not in made}
-        standing = [j for j in judgements if j.saga_id not in taken]
-        if taken:
-            standing.extend(await self._taken(batch, taken, work, plans))
-        await batch.update(
+        standing = [j for j in judgements if not j.is_new or j.saga_id in made]
+        unmade = await batch.write(
             [
-                ChangedRow(j.saga_id, j.state, owed_reason=j.owed_reason(), looked=j.looked)
+                ChangedRow(j.saga_id, j.state, j.owed_reason(), j.looked, j.writes_context)
                 for j in standing
                 if j.moved and not j.is_new and j.state is not None
-            ]
+            ],
+            [(j.saga_id, entry) for j in standing for entry in j.entries],
+            made,
         )
-        await batch.log([(j.saga_id, entry) for j in standing for entry in j.entries])
+        taken = {j.saga_id for j in judgements if j.is_new and (j.saga_id not in made or j.saga_id in unmade)}
+        if taken:
+            standing = [j for j in standing if j.saga_id not in unmade]
+            standing.extend(await self._taken(batch, taken, work, plans))
         await batch.keep_signals([signal for j in standing for signal in j.early])
         await batch.ledger([LedgerLine(j.saga_id, reason, text) for j in standing for reason, text in j.ledger])
         await batch.looked([j.saga_id for j in standing if j.looked and not j.moved and j.state is not None])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from watership.machine.effects import Effect, NotifyEnd, NotifyParked, SendCommand
 from watership.machine.state import Action, SagaState, Status
@@ -37,11 +39,20 @@ class Judgement:
     unbacked: bool = False  # from the commit on, perhaps no message and no row would bring it again
     early: list[WaitingSignal] = dataclasses.field(default_factory=list)  # came before the saga runs
     told: dict[int, str] = dataclasses.field(default_factory=dict)  # what came of a row, by id() of its arrival
+    context_before: Mapping[str, Any] | None = None  # as the row has it
 
     @property
     def moved(self) -> bool:
         """Something must be written."""
         return bool(self.entries)
+
+    @property
+    def writes_context(self) -> bool:
+        """The row's context is not the saga's any more. Told by whether its values are the very same: True equals 1."""
+        before, after = self.context_before, self.state.context if self.state is not None else None
+        if before is None or after is None or len(before) != len(after):
+            return True
+        return any(before.get(name, before) is not item for name, item in after.items())
 
     def came_since(self, entries: int, ledger: int, rejections: int) -> str:
         """What came of a row, in words: there were so many of each before it."""

@@ -60,6 +60,7 @@ def judge(
         judgement = Judgement(saga_id, None, "", None, None)
     else:
         judgement = Judgement(saga_id, stored.state, stored.input_hash, stored.reply_to, stored.traceparent)
+        judgement.context_before = stored.state.context
         if stored.owed:
             judgement.owed_before = stored.owed_reason or UNCONFIRMED_YET
             judgement.awaited_before = awaited_commands(stored.state)

@@ -59,13 +59,19 @@ class SagaBatch(Protocol):
         """These rows, which are held, are judged: they go with this transaction, a dead letter with these words."""
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
-        """Makes sagas; the ids that were still free."""
+        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had, as far as this could see."""
 
-    async def update(self, rows: Sequence[ChangedRow]) -> None:
-        """Writes sagas that moved; their rows are locked."""
+    async def write(
+        self,
+        rows: Sequence[ChangedRow],
+        entries: Sequence[tuple[uuid.UUID, LogEntry]],
+        made: Collection[uuid.UUID] = (),
+    ) -> set[uuid.UUID]:
+        """Writes sagas that moved, whose rows are locked, and appends to the logs.
 
-    async def log(self, entries: Sequence[tuple[uuid.UUID, LogEntry]]) -> None:
-        """Appends to the log."""
+        ``made``: those that this transaction made. Of them, it unmakes and gives those whose ids had been a pruned saga's
+        after all: nothing is logged for these.
+        """
 
     async def ledger(self, lines: Sequence[LedgerLine]) -> None:
         """Keeps what moved nothing."""

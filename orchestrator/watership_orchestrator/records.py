@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from typing import ClassVar
 
 from watership.machine.state import SagaState
 from watership.values import value
@@ -28,6 +29,7 @@ class StoredSaga:
 class NewRow:
     """A saga to be made."""
 
+    writes_context: ClassVar[bool] = True
     saga_id: uuid.UUID
     state: SagaState
     input_hash: str
@@ -38,12 +40,16 @@ class NewRow:
 
 @value
 class ChangedRow:
-    """A saga that moved. ``owed_reason``: what it sends has no message that would bring it. ``looked``: by the reaper."""
+    """A saga that moved. ``owed_reason``: what it sends has no message that would bring it. ``looked``: by the reaper.
+
+    ``writes_context`` False: its context is as it was, and the row keeps what it has.
+    """
 
     saga_id: uuid.UUID
     state: SagaState
     owed_reason: str | None
     looked: bool
+    writes_context: bool = True
 
 
 @value

@@ -48,14 +48,16 @@ INSERT = sa.text(
     f"AND {_FREE_TO_MAKE} "
     "ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
 )
-UNMAKE = sa.text(
-    "DELETE FROM watership_saga s USING watership_tombstone t WHERE s.saga_id = t.saga_id "
-    "AND s.saga_id = ANY(CAST(:ids AS uuid[])) RETURNING s.saga_id"
-)
+# What a transition writes, by one statement: a saga that was made a moment ago and whose id a pruned one had is unmade
+# (the insert may have waited, and seen nothing of what was pruned meanwhile: this one sees it, law 11); those that moved
+# are updated; and what was decided is logged, but for what was unmade.
 # wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked
 # (`looked`), or nothing is to be waited for any more. So an update on the hot path stays heap-only.
-UPDATE = sa.text(
-    "UPDATE watership_saga s SET plan_hash = u.plan_hash, status = u.status, seq = u.seq, context = u.context, "
+WRITE = sa.text(
+    "WITH unmade AS (DELETE FROM watership_saga s USING watership_tombstone t WHERE s.saga_id = t.saga_id "
+    "AND s.saga_id = ANY(CAST(:made AS uuid[])) RETURNING s.saga_id), "
+    "moved AS (UPDATE watership_saga s SET plan_hash = u.plan_hash, status = u.status, seq = u.seq, "
+    "context = COALESCE(u.context, s.context), "
     "state = u.state, step = u.step, parked_reason = u.parked_reason, machine_version = CAST(:version AS int), "
     "owed = u.owed_reason IS NOT NULL, owed_reason = u.owed_reason, "
     "due_at_ms = u.due_at_ms, updated_at_ms = CAST(:now_ms AS bigint), wake_at_ms = CASE "
@@ -67,12 +69,12 @@ UPDATE = sa.text(
     "CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), CAST(:parked_reason AS text[]), "
     "CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[]), CAST(:looked AS bool[])) "
     "AS u(saga_id, plan_hash, status, seq, context, state, step, parked_reason, owed_reason, due_at_ms, looked) "
-    "WHERE s.saga_id = u.saga_id"
-)
-LOG = sa.text(
-    "INSERT INTO watership_log (saga_id, seq, at_ms, cause, changes) "
-    "SELECT * FROM unnest(CAST(:saga_id AS uuid[]), CAST(:seq AS int[]), CAST(:at_ms AS bigint[]), "
-    "CAST(:cause AS text[]), CAST(:changes AS text[]))"
+    "WHERE s.saga_id = u.saga_id), "
+    "logged AS (INSERT INTO watership_log (saga_id, seq, at_ms, cause, changes) "
+    "SELECT l.* FROM unnest(CAST(:log_saga_id AS uuid[]), CAST(:log_seq AS int[]), CAST(:log_at_ms AS bigint[]), "
+    "CAST(:log_cause AS text[]), CAST(:log_changes AS text[])) AS l(saga_id, seq, at_ms, cause, changes) "
+    "WHERE NOT EXISTS (SELECT FROM unmade WHERE unmade.saga_id = l.saga_id)) "
+    "SELECT saga_id FROM unmade"
 )
 LEDGER = sa.text(
     "INSERT INTO watership_ledger (namespace, saga_id, at_ms, reason, message) "

@@ -88,7 +88,7 @@ class Batch:
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
-        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had."""
+        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had, as far as this could see."""
         if not rows:
             return set()
         values = _columns(rows)
@@ -103,14 +103,21 @@ class Batch:
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
         )
-        made = set((await self._run(sql.INSERT, **values)).scalars())
-        # The statement may have waited, and seen nothing of what was pruned meanwhile: a new one sees that (law 11).
-        return made - set((await self._run(sql.UNMAKE, ids=sorted(made))).scalars()) if made else made
+        return set((await self._run(sql.INSERT, **values)).scalars())
 
-    async def update(self, rows: Sequence[ChangedRow]) -> None:
-        """Writes sagas that moved; their rows are locked."""
-        if not rows:
-            return
+    async def write(
+        self,
+        rows: Sequence[ChangedRow],
+        entries: Sequence[tuple[uuid.UUID, LogEntry]],
+        made: Collection[uuid.UUID] = (),
+    ) -> set[uuid.UUID]:
+        """Writes sagas that moved, whose rows are locked, and appends to the logs.
+
+        ``made``: those that this transaction made. Of them, it unmakes and gives those whose ids had been a pruned saga's
+        after all: nothing is logged for these.
+        """
+        if not rows and not entries:
+            return set()
         values = _columns(rows)
         values.update(
             owed_reason=[row.owed_reason for row in rows],
@@ -118,20 +125,14 @@ class Batch:
             version=self._version,
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
+            made=sorted(made),
+            log_saga_id=[saga_id for saga_id, _ in entries],
+            log_seq=[entry.seq for _, entry in entries],
+            log_at_ms=[entry.at_ms for _, entry in entries],
+            log_cause=[entry.cause for _, entry in entries],
+            log_changes=[changes_to_json(entry.changes) for _, entry in entries],
         )
-        await self._run(sql.UPDATE, **values)
-
-    async def log(self, entries: Sequence[tuple[uuid.UUID, LogEntry]]) -> None:
-        """Appends to the log."""
-        if entries:
-            await self._run(
-                sql.LOG,
-                saga_id=[saga_id for saga_id, _ in entries],
-                seq=[entry.seq for _, entry in entries],
-                at_ms=[entry.at_ms for _, entry in entries],
-                cause=[entry.cause for _, entry in entries],
-                changes=[changes_to_json(entry.changes) for _, entry in entries],
-            )
+        return set((await self._run(sql.WRITE, **values)).scalars())
 
     async def ledger(self, lines: Sequence[LedgerLine]) -> None:
         """Keeps what moved nothing."""
@@ -290,7 +291,7 @@ def _columns(rows: Sequence[NewRow] | Sequence[ChangedRow]) -> dict[str, Any]:
         "plan_hash": [state.plan_hash for state in states],
         "status": [state.status.value for state in states],
         "seq": [state.seq for state in states],
-        "context": [context_to_json(state) for state in states],
+        "context": [context_to_json(row.state) if row.writes_context else None for row in rows],
         "state": [state_to_json(state) for state in states],
         "step": [current_step(state) for state in states],
         "parked_reason": [state.parked_reason for state in states],

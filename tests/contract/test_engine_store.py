@@ -64,9 +64,10 @@ async def test_an_exception_rolls_all_of_it_back(ground: Ground) -> None:
         async with ground.store.batch() as batch:
             await batch.lock([saga_id])
             changed = moved(saga(1), now_ms() + SOON_MS)
-            await batch.update([ChangedRow(saga_id, changed, None, looked=False)])
             await batch.insert([new_row(saga(2))])
-            await batch.log([(saga_id, entry(changed, batch.now_ms))])
+            await batch.write(
+                [ChangedRow(saga_id, changed, None, looked=False)], [(saga_id, entry(changed, batch.now_ms))]
+            )
             await batch.ledger([LedgerLine(saga_id, "why", "what")])
             raise ZeroDivisionError
     assert await ground.row(saga_id) == before
@@ -188,7 +189,7 @@ async def test_owing_waits_for_a_batch_that_has_the_row(ground: Ground) -> None:
     async with ground.store.batch() as batch:
         await batch.lock([saga_id])
         owing = asyncio.create_task(ground.store.owe([(saga_id, 1, "unconfirmed: x")], wake_in_ms=1_000))
-        await batch.update([ChangedRow(saga_id, moved(state, now_ms() + LATER_MS), None, looked=False)])
+        await batch.write([ChangedRow(saga_id, moved(state, now_ms() + LATER_MS), None, looked=False)], [])
         for _ in range(10):
             await asyncio.sleep(0.001)
         assert not owing.done()

@@ -55,7 +55,7 @@ async def test_the_log_is_read_as_it_was_written(ground: Ground) -> None:
     parked = LogEntry(2, 5, "time", (Parked("why"),))
     async with ground.store.batch() as batch:
         await batch.lock([saga_id])
-        await batch.log([(saga_id, parked)])
+        await batch.write([], [(saga_id, parked)])
         seen = await batch.history([saga_id, uuid.UUID(int=9)])
     assert [each.seq for each in seen[saga_id]] == [1, 2], "its own writes too"
     assert seen[saga_id][0].changes == entry(state, 0).changes
@@ -67,7 +67,7 @@ async def test_a_log_has_each_number_once(ground: Ground) -> None:
     (saga_id,) = await ground.make(saga(1))
     with pytest.raises(IntegrityError):
         async with ground.store.batch() as batch:
-            await batch.log([(saga_id, LogEntry(1, 5, "again", (Parked("why"),)))])
+            await batch.write([], [(saga_id, LogEntry(1, 5, "again", (Parked("why"),)))])
 
 
 async def test_the_ledger_keeps_what_moved_nothing(ground: Ground) -> None:

@@ -13,6 +13,7 @@ from watership import SagaConflict, SagaPruned, bootstrap
 from watership.client import wire_for
 from watership.machine.state import Action, SagaState, Status
 from watership.messages import AdminVerb, ReplyOutcome, SagaKnown, StartSaga, StepReply, read
+from watership.saga.storage.protocol import LogEntry
 from watership.saga.storage.pruning import Pruner
 from watership_orchestrator.store import Store
 from watership_worker import Worker
@@ -123,7 +124,8 @@ async def test_a_start_whose_insert_waited_while_its_id_was_pruned_makes_no_saga
     async def make() -> set[uuid.UUID]:
         async with store.batch() as batch:
             await batch.lock([])
-            return await batch.insert([new_row(state) for state in states])
+            made = await batch.insert([new_row(state) for state in states])
+            return made - await batch.write([], [(one, LogEntry(1, 1, "start", ())) for one in made], made)
 
     async with system.database.connect() as other:
         await other.execute(sa.text(insert), {"id": held})  # by somebody who takes no advisory lock
@@ -140,3 +142,4 @@ async def test_a_start_whose_insert_waited_while_its_id_was_pruned_makes_no_saga
         await other.rollback()
         assert await making == {held}
     assert await system.row(pruned) is None
+    assert [row.saga_id for row in await system.sql("SELECT saga_id FROM watership_log")] == [held], "nor has it a log"

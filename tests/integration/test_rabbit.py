@@ -163,6 +163,23 @@ async def test_a_stuck_link_is_a_lost_link_and_nobody_is_cancelled(
     assert await bus.publish([message(topology)]) == [Fate.CONFIRMED]
 
 
+async def test_a_link_that_has_never_a_pause_is_not_called_stuck(
+    opened: Opened, topology: Topology, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ sends no heartbeats then, and what it sends the library does not see; it waits for six seconds."""
+    bus = await opened(heartbeat_s=1)
+    queue, inbox = await lay(bus, topology), Inbox()
+    await bus.consume(queue.name, prefetch=10, on_delivery=inbox)
+    until_s = asyncio.get_running_loop().time() + 8
+    while asyncio.get_running_loop().time() < until_s:
+        assert await bus.publish([message(topology)]) == [Fate.CONFIRMED]
+        [arrived] = await inbox.take(1)
+        assert not arrived.redelivered
+        await bus.ack([arrived])
+        await asyncio.sleep(0.02)
+    assert "lost" not in caplog.text
+
+
 async def test_a_late_confirm_does_not_confuse_the_next_publish(
     opened: Opened, proxy: Proxy, topology: Topology
 ) -> None:

@@ -20,6 +20,7 @@ from watership_orchestrator.database import open_database
 from watership_orchestrator.outbox import messages_of
 from watership_orchestrator.plans import PlanBook
 from watership_orchestrator.reaper import Reaper
+from watership_orchestrator.records import ChangedRow
 from watership_orchestrator.store import Batch
 
 from tests.support.order_steps import OrderSaga
@@ -118,16 +119,21 @@ async def test_what_only_the_database_refuses_fails_alone(
     ids = await started(system, commands, 32)
     poison = ids[13]
     transactions = 0
-    write = Batch.log
+    write = Batch.write
 
-    async def refuse(batch: Batch, entries: Sequence[tuple[uuid.UUID, LogEntry]]) -> None:
+    async def refuse(
+        batch: Batch,
+        rows: Sequence[ChangedRow],
+        entries: Sequence[tuple[uuid.UUID, LogEntry]],
+        made: Collection[uuid.UUID],
+    ) -> set[uuid.UUID]:
         nonlocal transactions
         transactions += 1
         if poison in [saga_id for saga_id, _ in entries]:
             raise ValueError("this one cannot be written")
-        await write(batch, entries)
+        return await write(batch, rows, entries, made)
 
-    monkeypatch.setattr(Batch, "log", refuse)
+    monkeypatch.setattr(Batch, "write", refuse)
     reaper = await small_reaper(system, batch_max=32)
     await reaper.run_once()
     assert sorted(await taken(commands, 31)) == sorted(set(ids) - {poison})

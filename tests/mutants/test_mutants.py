@@ -20,7 +20,7 @@ diff --git a/worker/watership_worker/replier.py b/worker/watership_worker/replie
 +++ b/worker/watership_worker/replier.py
 @@ -3,2 +3,3 @@
 +Nothing else.
- A single reply at rest is sent at once; under load one write and one round of confirms carry many.
+ A single reply at rest is sent at once; under load one message, one confirm and one acknowledgement carry many.
  \"\"\"
 """
 

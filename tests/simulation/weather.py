@@ -13,7 +13,7 @@ from watership.testing.mischief import WELL, Act, Crash, Delay, Fail, Pause, Sen
 
 STORE_POINTS = frozenset(
     {
-        "begin", "lock", "existing", "due", "insert", "update", "log", "ledger", "history", "looked", "owe", "settle",
+        "begin", "lock", "existing", "due", "insert", "write", "ledger", "history", "looked", "owe", "settle",
         "back off", "find plans", "release", "keep plans", "commit", "committed", "check",
     }
 )  # fmt: skip

@@ -46,7 +46,8 @@ class Ground:
         async with self.store.batch() as batch:
             await batch.lock([])
             made = await batch.insert([new_row(state) for state in states])
-            await batch.log([(uuid.UUID(state.saga_id), entry(state, batch.now_ms)) for state in states])
+            entries = [(uuid.UUID(state.saga_id), entry(state, batch.now_ms)) for state in states]
+            await batch.write([], entries, made)
         return [uuid.UUID(state.saga_id) for state in states if uuid.UUID(state.saga_id) in made]
 
 
@@ -151,7 +152,7 @@ async def update(
     saga_id = uuid.UUID(state.saga_id)
     async with ground.store.batch() as batch:
         assert saga_id in await batch.lock([saga_id])
-        await batch.update([ChangedRow(saga_id, state, owed_reason, looked)])
+        await batch.write([ChangedRow(saga_id, state, owed_reason, looked)], [])
     row = await ground.row(saga_id)
     assert row is not None
     return row

@@ -10,7 +10,7 @@ import pytest
 
 from watership import DefinitionError, SagaContext, SagaStepHandler
 from watership.bus.protocol import Message
-from watership.bus.rabbit.publisher import _encode
+from watership.bus.rabbit.contents import publishing
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_token
 from watership.machine.effects import SendCommand
@@ -31,7 +31,7 @@ TOPOLOGY = Topology(Settings(namespace="n" * 100).namespace)
 def as_sent(message: Message) -> bytes:
     """As it goes over the wire, uncut: an id that had to be shortened would be no id that anybody could expect."""
     assert ":" in message.message_id
-    return _encode(message, 1, 131_000)
+    return publishing(message, 1, 131_000)
 
 
 def test_all_that_is_made_of_the_longest_names_fits() -> None:
@@ -75,7 +75,7 @@ def test_an_id_that_is_too_long_is_shortened_and_stays_an_id() -> None:
     made = [one.addressed("x", "replies", message_id=one.message_id) for one in (body, body, other)]
     assert made[0].message_id == made[1].message_id != made[2].message_id
     for message in made:
-        _encode(message, 1, 131_000)
+        publishing(message, 1, 131_000)
     assert body.addressed("x", "replies", message_id="x" * 255).message_id == "x" * 255
 
 

@@ -43,7 +43,7 @@ class Message:
     mandatory: bool = True  # False: a message that no queue takes is dropped, and counts as CONFIRMED
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@value
 class Delivery:
     """What arrived. ``redelivered``: an earlier consumer had it and did not acknowledge."""
 

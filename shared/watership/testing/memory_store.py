@@ -158,24 +158,25 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
                 made.add(new.saga_id)
         return made
 
-    async def update(self, rows: Sequence[ChangedRow]) -> None:
-        """See `Batch.update`."""
-        if not rows:
-            return
-        await self._line.point("update")
+    async def write(
+        self,
+        rows: Sequence[ChangedRow],
+        entries: Sequence[tuple[uuid.UUID, LogEntry]],
+        made: Collection[uuid.UUID] = (),
+    ) -> set[uuid.UUID]:
+        """See `Batch.write`. Nothing is to be unmade: `insert` looks for tombstones after it has waited."""
+        if not rows and not entries:
+            return set()
+        await self._line.point("write")
         for changed in rows:
             await self._transaction.wait_lock(changed.saga_id)
             row = self._transaction.read(changed.saga_id)
             if row is not None:
                 self._transaction.write(changed.saga_id, self._updated(row, changed))
-
-    async def log(self, entries: Sequence[tuple[uuid.UUID, LogEntry]]) -> None:
-        """See `Batch.log`."""
-        if entries:
-            await self._line.point("log")
-            for saga_id, entry in entries:
-                changes = changes_to_json(entry.changes)
-                self._transaction.append(LogRow(saga_id, entry.seq, entry.at_ms, entry.cause, changes))
+        for saga_id, entry in entries:
+            changes = changes_to_json(entry.changes)
+            self._transaction.append(LogRow(saga_id, entry.seq, entry.at_ms, entry.cause, changes))
+        return set()
 
     async def ledger(self, lines: Sequence[LedgerLine]) -> None:
         """See `Batch.ledger`."""
@@ -237,8 +238,11 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             wake_at_ms = due_at_ms
         else:
             wake_at_ms = min(due_at_ms if row["wake_at_ms"] is None else row["wake_at_ms"], due_at_ms)
+        columns = _columns(changed.state, self._version)
+        if not changed.writes_context:
+            del columns["context"]
         return {
-            **_columns(changed.state, self._version),
+            **columns,
             "owed": changed.owed_reason is not None,
             "owed_reason": changed.owed_reason,
             "wake_at_ms": wake_at_ms,

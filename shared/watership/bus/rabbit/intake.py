@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import pamqp.frame
 from aiormq import Channel, spec
 from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.exceptions import AMQPChannelError
 
 from watership.bus.protocol import Delivery
+from watership.bus.rabbit.contents import acknowledgement
 from watership.bus.rabbit.link import CLOSE_TIMEOUT_S, bounded, is_channel_open
-from watership.bus.rabbit.tap import Deliveries, Properties, Tap
+from watership.bus.rabbit.tap import Deliveries, Tap
 from watership.errors import BrokerUnavailable
 
 
@@ -78,22 +81,24 @@ class Intake:
         """Acknowledges those still open, by one frame as far as all before them are among them."""
         wanted = {tag for tag in tags if tag in self._unacked}
         first = list(itertools.takewhile(wanted.__contains__, self._unacked))
-        frames = [spec.Basic.Ack(delivery_tag=first[-1], multiple=len(first) > 1)] if first else []
-        frames += [spec.Basic.Ack(delivery_tag=tag) for tag in sorted(wanted.difference(first))]
-        await self._settle(wanted, frames)
+        number, others = self._channel.number, sorted(wanted.difference(first))
+        frames = [acknowledgement(number, first[-1], multiple=len(first) > 1)] if first else []
+        frames += [acknowledgement(number, tag, multiple=False) for tag in others]
+        await self._settle(wanted, b"".join(frames))
 
     async def reject(self, tag: int, *, requeue: bool) -> None:
         """Gives one back, or dead-letters it."""
         if tag in self._unacked:
-            await self._settle({tag}, [spec.Basic.Reject(delivery_tag=tag, requeue=requeue)])
+            frame = spec.Basic.Reject(delivery_tag=tag, requeue=requeue)
+            await self._settle({tag}, pamqp.frame.marshal(frame, self._channel.number))
 
-    async def _settle(self, tags: set[int], frames: Sequence[spec.Basic.Ack | spec.Basic.Reject]) -> None:
+    async def _settle(self, tags: set[int], frames: bytes) -> None:
         """All in one write, which the library's own calls cannot do."""
         if not tags or not self.is_open:
             return
         for tag in tags:
             del self._unacked[tag]
-        await self._channel.write_queue.put(ChannelFrame.marshall(self._channel.number, frames))
+        await self._channel.write_queue.put(ChannelFrame(payload=frames, should_close=False))
         if not self._unacked and not self._is_consuming:
             self._is_settled.set()
 
@@ -117,19 +122,19 @@ class Intake:
         with contextlib.suppress(BrokerUnavailable, AMQPChannelError):
             await bounded(self._channel.close(), CLOSE_TIMEOUT_S, "closing a channel")
 
-    def _on_message(self, tag: int, redelivered: bool, properties: Properties, body: bytes) -> None:
+    def _on_message(self, tag: int, redelivered: bool, properties: Mapping[str, Any], body: bytes) -> None:
         """Runs as the bytes are read: so it hands over, and never waits."""
         self._unacked[tag] = None
         self._receive(
             Delivery(
                 queue=self._queue,
                 body=body,
-                type=_storable(properties.type),
-                message_id=_storable(properties.message_id),
-                correlation_id=_storable(properties.correlation_id),
-                reply_to=_storable(properties.reply_to),
+                type=_storable(properties.get("type")),
+                message_id=_storable(properties.get("message_id")),
+                correlation_id=_storable(properties.get("correlation_id")),
+                reply_to=_storable(properties.get("reply_to")),
                 redelivered=redelivered,
-                headers=properties.headers,
+                headers=properties.get("headers", {}),
                 handle=(self, tag),
             )
         )

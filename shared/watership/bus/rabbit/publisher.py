@@ -10,19 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
 from collections.abc import Sequence
 
-import pamqp.frame
-from aiormq import Channel, spec
+from aiormq import Channel
 from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.exceptions import AMQPChannelError
-from pamqp.body import ContentBody
-from pamqp.header import ContentHeader
 
 from watership.bus.protocol import Fate, Message
+from watership.bus.rabbit.contents import publishing
 from watership.bus.rabbit.link import CLOSE_TIMEOUT_S, bounded, is_channel_open, words
 from watership.bus.rabbit.tap import Confirms, Tap
 from watership.errors import BrokerUnavailable
@@ -122,7 +119,7 @@ class Publisher:
             if message.message_id in self._in_flight:
                 break
             try:
-                payload += _encode(message, self._channel.number, self._channel.max_content_size)
+                payload += publishing(message, self._channel.number, self._channel.max_content_size)
             except Exception:  # one that cannot be put on the wire must not cost the others
                 log.exception("message %s cannot be published", message.message_id)
                 batch.fates[position] = Fate.REFUSED
@@ -168,34 +165,3 @@ class Publisher:
         if isinstance(error, AMQPChannelError):
             log.warning("RabbitMQ closed the publishing channel: %s", words(error))
         self._let_go(list(self._open))
-
-
-def _encode(message: Message, channel_number: int, frame_bytes_max: int) -> bytes:
-    if not message.message_id:
-        raise ValueError("a message needs an id")
-    properties = spec.Basic.Properties(
-        content_type="application/json",
-        headers=dict(message.headers) or None,
-        delivery_mode=2,  # persistent
-        correlation_id=message.correlation_id,
-        reply_to=message.reply_to,
-        expiration=None if message.expiration_ms is None else str(message.expiration_ms),
-        message_id=message.message_id,
-        message_type=message.type,
-        app_id="watership",
-    )
-    body = message.body
-    frames = [
-        _publish_frame(channel_number, message.exchange, message.routing_key, message.mandatory),
-        pamqp.frame.marshal(ContentHeader(properties=properties, body_size=len(body)), channel_number),
-    ]
-    chunks = (body[start : start + frame_bytes_max] for start in range(0, len(body), frame_bytes_max))
-    frames += [pamqp.frame.marshal(ContentBody(chunk), channel_number) for chunk in chunks]
-    return b"".join(frames)
-
-
-@functools.lru_cache(maxsize=4096)
-def _publish_frame(channel_number: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
-    """The same few routes are used over and over, and their frames cost a third of a message's encoding."""
-    frame = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
-    return pamqp.frame.marshal(frame, channel_number)
