@@ -252,16 +252,17 @@ class Drive:
             if self._stopping and not self._runs and not self._owes:
                 return await self._hand_over(lease)
             following = await self._next()
-            if isinstance(following, Happening):
+            if isinstance(following, tuple):
+                work = self._run(*following)
+                following, deputy = await self._runs.here(*following, work, lambda: self._loop(lease))
+                if deputy is not None:
+                    self._inbox.insert(0, following)
+                    self._wake.set()
+                    return await deputy
+            if following is not None:
                 self._at_hand = following
                 released = await self._follow(lease, following)
                 self._at_hand = None
-            elif following is not None:
-                done, deputy = await self._runs.here(*following, self._run(*following), lambda: self._loop(lease))
-                self._inbox.insert(0, done)
-                self._wake.set()
-                if deputy is not None:
-                    return await deputy
             elif self._asleep:
                 await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 1))
                 return False

@@ -72,6 +72,11 @@ class Drivers:
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Nothing is driven by these any more: whoever comes now needs others."""
+        return self._closed
+
     def used_by(self, user: object) -> None:
         """``user`` counts as using these drives until it says `left_by`, or is gone."""
         self._users.add(user)
@@ -280,6 +285,8 @@ class EmbeddedRunner:
         self._clock = clock
         self._barrier = barrier
         self._jobs: dict[str, Job] = {}
+        self._met: Drivers | None = None  # those that it was with last, in the loop beside it
+        self._met_in: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
     def bind(self, definitions: Iterable[Definition]) -> None:
         """The sagas that this process knows, and so can recover."""
@@ -292,10 +299,14 @@ class EmbeddedRunner:
         self._drivers()
 
     def _drivers(self) -> Drivers:
+        loop = asyncio.get_running_loop()
+        if self._met is not None and not self._met.closed and self._met_in is not None and self._met_in() is loop:
+            return self._met
         drivers = drivers_for(self._storage, self._clock)
         drivers.used_by(self)
         for job in self._jobs.values():
             drivers.recover_in_background(job, every_s=self._recover_every_s)
+        self._met, self._met_in = drivers, weakref.ref(loop)
         return drivers
 
     async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
@@ -356,4 +367,5 @@ class EmbeddedRunner:
 
     async def close(self) -> None:
         """Stops driving; what runs is left to recovery."""
-        await self._drivers().left_by(self)
+        drivers, self._met = self._drivers(), None
+        await drivers.left_by(self)
