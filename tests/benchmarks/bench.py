@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,7 @@ class Bench:
                 try:
                     runs[contender.name].append(self.once(contender.programs))
                 except Exception as why:  # noqa: BLE001  # whatever it was, the others go on
-                    failed[contender.name] = str(why)
+                    failed[contender.name] = without_paths(str(why))
                     self.say(f"  {contender.name}: failed: {why!r}")
                 else:
                     rate = runs[contender.name][-1].rate
@@ -85,6 +86,11 @@ def _series(contender: Contender, runs: list[Run], failed: str | None) -> Data:
         "cpu_ms": medians([one.cpu_ms for one in runs]),
         "resident_bytes": medians([one.resident_bytes for one in runs]),
     }
+
+
+def without_paths(words: str) -> str:
+    """The last line of an error as the results may keep it: nothing in it tells whose machine this was."""
+    return re.sub(r"(/[\w.@+-]+)+/", "", words.strip().rpartition("\n")[2])[:200]
 
 
 def spread(values: Sequence[float]) -> Data:

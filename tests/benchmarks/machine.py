@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -46,4 +47,7 @@ def installed_peers(python: Path) -> dict[str, str]:
         name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
         if name in wanted:
             found[wanted[name]] = version
+    server = python.parent.parent / "restate" / "node_modules" / "@restatedev" / "restate-server" / "package.json"
+    if server.exists():
+        found["Restate"] = json.loads(server.read_text())["version"]
     return found

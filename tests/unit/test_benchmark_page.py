@@ -12,7 +12,7 @@ import pytest
 
 from tests.benchmarks import plots
 from tests.benchmarks.accounts import Reading
-from tests.benchmarks.bench import Bench, ratio, spread
+from tests.benchmarks.bench import Bench, ratio, spread, without_paths
 from tests.benchmarks.closed_loop import Ends
 from tests.benchmarks.contenders import dbos, distributed
 from tests.benchmarks.goals import goals
@@ -105,6 +105,13 @@ def test_a_peer_that_is_not_installed_is_left_out_and_one_that_fails_stops_nobod
     assert found["dbos-1-16"]["failed"] == "python is not installed in .venv-peers"
     assert "failed" in found["watership-1-1"]
     assert len(said) == 1
+
+
+def test_the_results_tell_nobody_whose_machine_it_was() -> None:
+    assert (
+        without_paths("Traceback\n  File x\nOSError: /opt/mine/.venv/bin/python is not there")
+        == "OSError: python is not there"
+    )
 
 
 def test_ends_count_only_while_it_is_measured() -> None:

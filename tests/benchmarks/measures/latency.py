@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.bench import Bench, Data, spread
+from tests.benchmarks.bench import Bench, Data, spread, without_paths
 from tests.benchmarks.contenders import Contender, Ground, awaited, dbos, embedded, load, python_cqrs, services
 from tests.benchmarks.running import Failed, Program
 
@@ -53,7 +53,7 @@ def _at_rate(bench: Bench, rate: int) -> Data:
         runs = [bench.once(at_rate(rate).programs) for _ in range(min(bench.rounds, 2))]
     except Failed as why:
         bench.say(f"  {rate}/s: {why}")
-        return {"rate": rate, "failed": str(why)}
+        return {"rate": rate, "failed": without_paths(str(why))}
     found = {name: spread([run.latency_ms[name] for run in runs]) for name in ("p50", "p90", "p99", "p999")}
     bench.say(f"  {rate}/s: p50 {found['p50']['median']:.1f} ms, p99 {found['p99']['median']:.1f} ms")
     return {"rate": rate, "achieved": spread([run.rate for run in runs]), "latency_ms": found}
