@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from watership.machine.state import MACHINE_VERSION
 from watership.saga.storage.protocol import LogEntry, Tombstone
@@ -26,6 +26,7 @@ from watership.saga.storage.rows import (
 from watership_orchestrator import statements as sql
 from watership_orchestrator import waiting
 from watership_orchestrator.arrivals import Waiting
+from watership_orchestrator.direct import Asked, transaction
 from watership_orchestrator.records import (
     ChangedRow,
     DeadLetter,
@@ -42,7 +43,7 @@ OWED_LOOK_MS = 10_000
 class Batch:
     """One transaction over many sagas."""
 
-    def __init__(self, connection: AsyncConnection, namespace: str, machine_version: int) -> None:
+    def __init__(self, connection: Asked, namespace: str, machine_version: int) -> None:
         self._connection = connection
         self._namespace = namespace
         self._version = machine_version
@@ -50,7 +51,7 @@ class Batch:
         self.broken: dict[uuid.UUID, Exception] = {}  # rows that `lock` locked and that cannot be read, and why
         self.newer: set[uuid.UUID] = set()  # rows of a newer machine: locked, not read, and to be left alone (law 8)
 
-    async def _run(self, statement: sa.TextClause, **values: Any) -> sa.CursorResult[Any]:
+    async def _run(self, statement: sa.TextClause, **values: Any) -> sa.Result[Any]:
         return await self._connection.execute(statement, values)
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
@@ -204,7 +205,7 @@ class Store:
     @asynccontextmanager
     async def batch(self) -> AsyncIterator[Batch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
-        async with self.engine.begin() as connection:
+        async with transaction(self.engine) as connection:
             yield Batch(connection, self.namespace, self.machine_version)
 
     async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:

@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watership.saga.storage.protocol import Tombstone
 from watership_orchestrator.arrivals import Shelf, Waiting
+from watership_orchestrator.direct import Asked
 from watership_orchestrator.records import DeadLetter, WaitingSignal, WaitingStart
 
 _NOW_MS = r"(SELECT (extract(epoch FROM clock_timestamp()) * 1000)\:\:bigint)"
@@ -110,38 +110,38 @@ _TOMBSTONES = sa.text(
 )
 
 
-async def starts(connection: AsyncConnection, namespace: str, limit: int) -> list[WaitingStart]:
+async def starts(connection: Asked, namespace: str, limit: int) -> list[WaitingStart]:
     """What clients wrote, oldest first."""
     rows = await connection.execute(_STARTS, {"namespace": namespace, "limit": limit})
     return [WaitingStart(**{**row, "saga_id": _plain(row["saga_id"])}) for row in rows.mappings()]
 
 
-async def signals(connection: AsyncConnection, namespace: str, limit: int) -> list[WaitingSignal]:
+async def signals(connection: Asked, namespace: str, limit: int) -> list[WaitingSignal]:
     """Signals whose saga runs by now, oldest first."""
     rows = await connection.execute(_SIGNALS, {"namespace": namespace, "limit": limit})
     return [_signal(row) for row in rows.mappings()]
 
 
-async def signals_of(connection: AsyncConnection, namespace: str, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
+async def signals_of(connection: Asked, namespace: str, ids: Collection[uuid.UUID]) -> list[WaitingSignal]:
     """The signals that are kept for these sagas, oldest first."""
     rows = await connection.execute(_SIGNALS_OF, {"namespace": namespace, "ids": sorted(ids)})
     return [_signal(row) for row in rows.mappings()]
 
 
-async def dead_letters(connection: AsyncConnection, namespace: str, limit: int) -> list[DeadLetter]:
+async def dead_letters(connection: Asked, namespace: str, limit: int) -> list[DeadLetter]:
     """Dead letters that shall be judged, oldest first."""
     rows = await connection.execute(_LETTERS, {"namespace": namespace, "limit": limit})
     return [_letter(dict(row)) for row in rows.mappings()]
 
 
-async def dead_letter(connection: AsyncConnection, namespace: str, letter_id: int) -> DeadLetter | None:
+async def dead_letter(connection: Asked, namespace: str, letter_id: int) -> DeadLetter | None:
     """One that shall be judged."""
     rows = await connection.execute(_ONE_LETTER, {"namespace": namespace, "id": letter_id})
     row = rows.mappings().one_or_none()
     return _letter(dict(row)) if row is not None else None
 
 
-async def hold(connection: AsyncConnection, namespace: str, rows: Collection[Waiting]) -> set[Waiting]:
+async def hold(connection: Asked, namespace: str, rows: Collection[Waiting]) -> set[Waiting]:
     """Locks those that still wait, and that nobody else is judging."""
     held: set[Waiting] = set()
     for shelf, statement in _HOLD.items():
@@ -151,11 +151,11 @@ async def hold(connection: AsyncConnection, namespace: str, rows: Collection[Wai
     columns = _signal_columns(rows)
     if columns["saga_id"]:
         found = await connection.execute(_HOLD_SIGNALS, {**columns, "namespace": namespace})
-        held.update(Waiting(Shelf.SIGNAL, (_plain(saga_id), signal_id)) for saga_id, signal_id in found)
+        held.update(Waiting(Shelf.SIGNAL, (_plain(row.saga_id), row.signal_id)) for row in found)
     return held
 
 
-async def done(connection: AsyncConnection, namespace: str, told: Mapping[Waiting, str]) -> None:
+async def done(connection: Asked, namespace: str, told: Mapping[Waiting, str]) -> None:
     """They are judged: starts and signals go; dead letters stay, with what came of them."""
     starts = [row.key for row in told if row.shelf is Shelf.START]
     if starts:
@@ -169,7 +169,7 @@ async def done(connection: AsyncConnection, namespace: str, told: Mapping[Waitin
 
 
 async def back_off(
-    connection: AsyncConnection, namespace: str, rows: Collection[Waiting], *, at_most_ms: int = BACK_OFF_MAX_MS
+    connection: Asked, namespace: str, rows: Collection[Waiting], *, at_most_ms: int = BACK_OFF_MAX_MS
 ) -> None:
     """Looks at these again only later: each failure twice as much later, at most an hour."""
     for shelf, statement in _BACK_OFF.items():
@@ -181,14 +181,14 @@ async def back_off(
         await connection.execute(_BACK_OFF_SIGNALS, {**columns, "namespace": namespace, "at_most_ms": at_most_ms})
 
 
-async def keep_signals(connection: AsyncConnection, namespace: str, kept: Sequence[WaitingSignal]) -> None:
+async def keep_signals(connection: Asked, namespace: str, kept: Sequence[WaitingSignal]) -> None:
     """Keeps signals whose saga does not exist yet; one that is kept already is left as it is."""
     names = ("saga_id", "signal_id", "name", "data")
     columns = {name: [getattr(signal, name) for signal in kept] for name in names}
     await connection.execute(_KEEP_SIGNALS, {**columns, "namespace": namespace})
 
 
-async def keep_dead_letters(connection: AsyncConnection, namespace: str, letters: Sequence[DeadLetter]) -> None:
+async def keep_dead_letters(connection: Asked, namespace: str, letters: Sequence[DeadLetter]) -> None:
     """Keeps what died."""
     names = [
         field.name for field in dataclasses.fields(DeadLetter) if field.name not in ("id", "actor", "actor_reason")
@@ -198,7 +198,7 @@ async def keep_dead_letters(connection: AsyncConnection, namespace: str, letters
 
 
 async def hand_on_dead_letter(
-    connection: AsyncConnection, namespace: str, letter_id: int, *, actor: str, reason: str, judged: str | None
+    connection: Asked, namespace: str, letter_id: int, *, actor: str, reason: str, judged: str | None
 ) -> bool:
     """An operator's hand: judged again (``judged`` None), or put aside with these words. False: none waits for one."""
     values = {"namespace": namespace, "id": letter_id, "actor": actor, "reason": reason}
@@ -206,7 +206,7 @@ async def hand_on_dead_letter(
     return found.first() is not None
 
 
-async def tombstones(connection: AsyncConnection, namespace: str, ids: Collection[uuid.UUID]) -> list[Tombstone]:
+async def tombstones(connection: Asked, namespace: str, ids: Collection[uuid.UUID]) -> list[Tombstone]:
     """What pruned sagas among ``ids`` left."""
     rows = await connection.execute(_TOMBSTONES, {"ids": sorted(ids), "namespace": namespace})
     return [Tombstone(_plain(row.saga_id), row.name, row.input_hash, row.status, row.ours) for row in rows]

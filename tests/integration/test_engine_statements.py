@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -39,9 +40,13 @@ class Watched:
         self.seen: list[tuple[str, Any]] = []
         sa.event.listen(
             database.sync_engine,
-            "before_cursor_execute",
-            lambda _c, _k, sql, values, *_: self.seen.append((sql, values)),
+            "connect",
+            lambda connection, _: connection.driver_connection.add_query_logger(self._write_down),
         )
+
+    def _write_down(self, asked: asyncpg.connection.LoggedQuery) -> None:
+        if "watership_" in asked.query:  # the driver has questions of its own, once for each connection
+            self.seen.append((asked.query, tuple(asked.args)))
 
     async def statements(self, arrivals: Iterable[Arrival]) -> list[tuple[str, Any]]:
         """What one batch of these asks of the database."""
