@@ -14,6 +14,7 @@ from watership.saga.storage.trouble import Trouble, trouble_of
 SERVER_SETTINGS = {
     "application_name": "watership",
     "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
     "lock_timeout": "2s",
     "statement_timeout": "10s",
     "idle_in_transaction_session_timeout": "10s",
