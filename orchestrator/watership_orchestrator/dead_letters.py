@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from watership import codec
-from watership.bus.gathering import Settling
+from watership.bus.gathering import Settling, is_part
 from watership.bus.protocol import Delivery
 from watership.errors import InvalidPayload, LimitExceeded, OperationRefused
 from watership.messages import (
@@ -72,7 +72,7 @@ def letter_of(delivery: Delivery) -> DeadLetter:
         queue=queue,
         reason=reason,
         kind=kind,
-        message_id=_text(delivery.message_id, 255),
+        message_id=_text((_own_id(kind, body) if is_part(delivery) else None) or delivery.message_id, 255),
         saga_id=_saga_id(delivery.correlation_id, kind, body),
         reply_to=_text(delivery.reply_to, 255),
         headers=codec.dumps(headers).decode(),
@@ -245,6 +245,14 @@ def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     deaths = headers.get("x-death")
     last = deaths[0] if isinstance(deaths, list) and deaths else None
     return last if isinstance(last, Mapping) else {}
+
+
+def _own_id(kind: str, body: bytes) -> str | None:
+    """What came in a gathered message has the id that it would have had alone."""
+    try:
+        return getattr(read(kind, body), "message_id", None)
+    except (InvalidPayload, LimitExceeded):
+        return None
 
 
 def _saga_id(correlation_id: str | None, kind: str, body: bytes) -> uuid.UUID | None:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+from watership.bus.gathering import publish_gathered
 from watership.bus.protocol import Bus, Fate, Message
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE
@@ -32,6 +33,7 @@ log = logging.getLogger("watership.orchestrator")
 PUBLISH_WINDOW_S = 5.0
 OWED_RETRY_MS = 5_000
 UNMADE_RETRY_MS = 60_000
+SPREAD = 8  # messages for each step's queue, before its commands are gathered: several workers may wait there
 
 
 class Engine:
@@ -120,7 +122,8 @@ class Engine:
         told = {index: message for index, message in answers.items() if message is not None}
         messages: list[Message] = [item.message for item in outgoing]
         messages.extend(told.values())
-        fates = await self._bus.publish(messages) if messages else []
+        alone = {index for index in range(len(messages)) if index >= len(outgoing) or not outgoing[index].gathers}
+        fates = await publish_gathered(self._bus, messages, spread=SPREAD, alone=alone) if messages else []
         untold = {index for index, fate in zip(told, fates[len(outgoing) :], strict=True) if fate is not Fate.CONFIRMED}
         decided.result.redeliver.extend(rejections[index].arrival for index in untold)
         return await self._settle(decided.judgements, list(zip(outgoing, fates, strict=False)), unmade)

@@ -28,12 +28,17 @@ from watership_orchestrator.judgement import Judgement, Rejection
 
 @value
 class Outgoing:
-    """A message and the saga that owes it. ``required``: without a confirm, the saga still owes it."""
+    """A message and the saga that owes it. ``required``: without a confirm, the saga still owes it.
+
+    ``gathers``: under load it may go with others to its queue. Who listens to events or answers gets each alone; and an act
+    that must not run twice is not to be delivered again because of another one.
+    """
 
     saga_id: uuid.UUID
     message: Message
     required: bool
     command: SendCommand | None = None
+    gathers: bool = False
 
 
 def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> list[Outgoing]:
@@ -42,7 +47,13 @@ def messages_of(judgement: Judgement, plan: Plan | None, topology: Topology) -> 
     if state is None:  # there was one, perhaps, and it was pruned
         return [_known(judgement, 0, reply_to) for reply_to in judgement.known_to]
     outgoing = [
-        Outgoing(judgement.saga_id, _command(judgement, state, plan, command, topology), True, command)
+        Outgoing(
+            judgement.saga_id,
+            _command(judgement, state, plan, command, topology),
+            True,
+            command,
+            gathers=plan.by_name[command.step].rerun,
+        )
         for command in judgement.commands_to_send()
         if plan is not None
     ]

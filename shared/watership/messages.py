@@ -112,6 +112,11 @@ class StepCommand(WireMessage):
     breaker: JsonObject | None = None
     acted: bool = False
 
+    @property
+    def message_id(self) -> str:
+        """What names its message: the same attempt has the same, but for an undoing anew."""
+        return f"{self.saga_id}:{self.step}:{self.action}:{self.attempt}:{self.generation}"
+
 
 class ErrorOnWire(pydantic.BaseModel):
     """An error. ``lineage``: its code, then its wider ones; ``type_name`` is for people only."""

@@ -107,7 +107,7 @@ def test_an_acknowledgement_is_written_as_pamqp_writes_it(tag: int, multiple: bo
 def test_a_header_of_any_bytes_raises_nothing(raw: bytes, flags: int) -> None:
     size_bytes, properties = header(b"\x00\x3c\x00\x00" + (5).to_bytes(8, "big") + flags.to_bytes(2, "big") + raw)
     assert size_bytes == 5
-    assert properties.keys() <= {"headers", "correlation_id", "reply_to", "message_id", "type"}
+    assert properties.keys() <= {"headers", "correlation_id", "reply_to", "expiration", "message_id", "type"}
 
 
 def test_every_property_of_pamqp_is_read_or_stepped_over() -> None:
@@ -132,6 +132,7 @@ def test_every_property_of_pamqp_is_read_or_stepped_over() -> None:
             "headers": {"h": 1},
             "correlation_id": "correlation",
             "reply_to": "reply",
+            "expiration": "1",
             "message_id": "id",
             "type": "type",
         },

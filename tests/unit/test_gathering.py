@@ -56,8 +56,28 @@ def test_what_has_the_same_address_goes_together_in_its_order() -> None:
     assert (made[0][0].type, made[0][0].message_id, made[0][0].correlation_id) == ("kind" + LINES, "id-0+2", None)
 
 
-def test_what_expires_goes_alone() -> None:
-    assert numbers(gathered([message(0, expiration_ms=5), message(1, expiration_ms=5)])) == [[0], [1]]
+def test_what_expires_goes_with_what_expires_at_the_same_time() -> None:
+    made = gathered([message(0, expiration_ms=5), message(1, expiration_ms=6), message(2, expiration_ms=5)])
+    assert numbers(made) == [[0, 2], [1]]
+
+
+def test_some_go_alone_and_some_are_spread() -> None:
+    five = [message(number) for number in range(5)]
+    assert numbers(gathered(five, alone={1, 3})) == [[0, 2, 4], [1], [3]]
+    assert numbers(gathered(five, spread=2)) == [[0, 1], [2, 3], [4]]
+    assert numbers(gathered(five, spread=8)) == [[0], [1], [2], [3], [4]]
+
+
+async def test_what_is_handed_back_goes_to_the_end_of_its_queue_and_is_not_delivered_twice() -> None:
+    desk = Desk()
+    await desk.open(message(0, expiration_ms=60_000), message(1, expiration_ms=60_000), message(2))
+    await desk.parcels.hand_back(desk.parts[0])
+    await desk.parcels.hand_back(desk.parts[2])
+    await desk.parcels.ack([desk.parts[1]])
+    await desk.until(5)
+    assert desk.bodies() == [0, 1, 2, 0, 2]
+    assert [(part.redelivered, part.expiration_ms) for part in desk.parts[3:]] == [(False, 60_000), (False, None)]
+    assert desk.left == (2, 0)
 
 
 def test_a_gathered_message_has_limits() -> None:

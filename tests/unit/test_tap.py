@@ -41,14 +41,14 @@ class Sent:
 def deliveries(draw: st.DrawFn) -> Sent:
     channel, tag, again = draw(st.sampled_from(CONSUMERS)), draw(st.integers(1, 2**63 - 1)), draw(st.booleans())
     body = draw(st.binary(max_size=3 * FRAME_BYTES_MAX))
-    texts = {name: draw(NAMES) for name in ("correlation_id", "reply_to", "message_id", "type")}
+    texts = {name: draw(NAMES) for name in ("correlation_id", "reply_to", "expiration", "message_id", "type")}
     read = {name: text for name, text in texts.items() if text}  # an empty one is none, for pamqp
     headers = draw(HEADERS) or None
     properties = spec.Basic.Properties(
         content_type=draw(st.none() | NAMES),
         headers=dict(headers) if headers else None,
         delivery_mode=draw(st.none() | st.sampled_from((1, 2))),
-        expiration=draw(st.none() | st.just("5000")),
+        expiration=texts["expiration"],
         app_id=draw(st.none() | NAMES),
         correlation_id=texts["correlation_id"],
         reply_to=texts["reply_to"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import random
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from watership.bus.acks import Acks
+from watership.bus.gathering import Parcels
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_id, new_token
@@ -44,6 +46,7 @@ from watership_worker.worker import Worker
 log = logging.getLogger("watership.worker")
 
 ANSWER_WITHIN_S = 2.0
+IN_HAND_WITHIN_S = 10.0  # what comes together may be more than runs at once: so long it waits here, and then elsewhere
 
 
 class Consumer:
@@ -59,7 +62,8 @@ class Consumer:
         self._answers = f"{settings.namespace}.worker.{new_id(chance).hex}"
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._runs = Tasks()
-        self._replier = Replier(bus)
+        self._parcels = Parcels(bus)
+        self._replier = Replier(bus, self._parcels)
         self._acks = Acks(bus)
         self._subscriptions: list[Subscription] = []
         self._answered: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
@@ -82,7 +86,7 @@ class Consumer:
             raise ConfigurationError("; ".join(refused))
         for queue in queues:
             # What waits for a slot is in hand, and will be run: little more than what runs.
-            await self._consume(queue.name, self._settings.concurrency, self._on_command)
+            await self._consume(queue.name, self._settings.concurrency, self._parcels.opening(self._on_command))
 
     async def _consume(self, queue: str, prefetch: int, on_delivery: Callable[[Delivery], None]) -> None:
         consume = partial(self._bus.consume, queue, prefetch=prefetch, on_delivery=on_delivery)
@@ -141,18 +145,23 @@ class Consumer:
     # --- commands
 
     def _on_command(self, delivery: Delivery) -> None:
-        self._runs.begin(self._serve(delivery), name=f"command {delivery.message_id}")
+        arrived_s = asyncio.get_running_loop().time()
+        self._runs.begin(self._serve(delivery, arrived_s), name=f"command {delivery.message_id}")
 
-    async def _serve(self, delivery: Delivery) -> None:
+    async def _serve(self, delivery: Delivery, arrived_s: float) -> None:
         try:
             message = read(delivery.type, delivery.body)
             if not isinstance(message, StepCommand):
                 raise InvalidPayload(f"a {message.kind} does not belong on {delivery.queue}")
         except (InvalidPayload, LimitExceeded) as error:
             log.warning("refused a message on %s: %s", delivery.queue, error)
-            await self._bus.reject(delivery, requeue=False)
+            await self._parcels.reject(delivery, requeue=False)
             return
         async with self._slots:
+            waited_s = asyncio.get_running_loop().time() - arrived_s
+            if waited_s > IN_HAND_WITHIN_S and not delivery.redelivered:  # others may have time for it
+                await self._parcels.hand_back(dataclasses.replace(delivery, message_id=message.message_id))
+                return
             try:
                 reply = await self._run(message, delivery)
             except Exception as error:  # without a reply it would be held for ever, and with it a place in the queue

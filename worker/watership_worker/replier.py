@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import logging
 
-from watership.bus.gathering import Gatherer, publish_gathered
+from watership.bus.gathering import Gatherer, Settling, publish_gathered
 from watership.bus.protocol import Bus, Delivery, Fate, Message
 
 log = logging.getLogger("watership.worker")
@@ -27,8 +27,9 @@ class _Reply:
 class Replier:
     """One for each worker process."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, commands: Settling) -> None:
         self._bus = bus
+        self._commands = commands
         self._gatherer = Gatherer[_Reply](self._send)
 
     async def send(self, message: Message, command: Delivery) -> None:
@@ -41,7 +42,7 @@ class Replier:
         while replies:
             fates = await publish_gathered(self._bus, [reply.message for reply in replies])
             sent = [reply for reply, fate in zip(replies, fates, strict=True) if fate is Fate.CONFIRMED]
-            await self._bus.ack([reply.command for reply in sent])
+            await self._commands.ack([reply.command for reply in sent])
             for reply in sent:
                 if not reply.sent.done():
                     reply.sent.set_result(None)

@@ -16,7 +16,8 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from watership import codec
@@ -63,9 +64,11 @@ class Gatherer(Generic[ItemT]):
         await self._hand_over(items)
 
 
-async def publish_gathered(bus: Bus, messages: Sequence[Message]) -> list[Fate]:
-    """Publishes them, gathered as far as they go together; a fate for each, in their order."""
-    groups = gathered(messages)
+async def publish_gathered(
+    bus: Bus, messages: Sequence[Message], *, spread: int = 1, alone: Collection[int] = ()
+) -> list[Fate]:
+    """Publishes them, gathered as `gathered` says; a fate for each, in their order."""
+    groups = gathered(messages, spread=spread, alone=alone)
     fates = await bus.publish([message for message, _ in groups])
     by_index: dict[int, Fate] = {}
     for (_, indexes), fate in zip(groups, fates, strict=True):
@@ -73,15 +76,23 @@ async def publish_gathered(bus: Bus, messages: Sequence[Message]) -> list[Fate]:
     return [by_index[index] for index in range(len(messages))]
 
 
-def gathered(messages: Sequence[Message]) -> list[tuple[Message, list[int]]]:
-    """The messages that carry these, each with the numbers of those that it carries. What expires goes alone."""
+def gathered(
+    messages: Sequence[Message], *, spread: int = 1, alone: Collection[int] = ()
+) -> list[tuple[Message, list[int]]]:
+    """The messages that carry these, each with the numbers of those that it carries.
+
+    ``spread``: what goes to one address is in so many messages at least, since several may wait for it there. ``alone``:
+    the numbers of those that go as they are.
+    """
+    addresses = [_address(message) for message in messages]
+    parts_max = {address: min(PARTS_MAX, count // spread) for address, count in Counter(addresses).items()}
     groups: list[list[int]] = []
     filling: dict[object, tuple[list[int], int]] = {}
     for index, message in enumerate(messages):
-        address = _address(message)
+        address = addresses[index] if index not in alone else index
         group, size_bytes = filling.get(address, ([], 0))
         size_bytes += len(message.body) + 1
-        if not group or len(group) >= PARTS_MAX or size_bytes > PARTS_BYTES_MAX or message.expiration_ms is not None:
+        if not group or len(group) >= parts_max.get(address, 1) or size_bytes > PARTS_BYTES_MAX:
             group, size_bytes = [], len(message.body) + 1
             groups.append(group)
         group.append(index)
@@ -90,7 +101,14 @@ def gathered(messages: Sequence[Message]) -> list[tuple[Message, list[int]]]:
 
 
 def _address(message: Message) -> object:
-    return message.exchange, message.routing_key, message.type, message.reply_to, message.mandatory
+    return (
+        message.exchange,
+        message.routing_key,
+        message.type,
+        message.reply_to,
+        message.expiration_ms,
+        message.mandatory,
+    )
 
 
 def _one_of(messages: list[Message]) -> Message:
@@ -179,11 +197,17 @@ def opened(delivery: Delivery) -> list[Delivery]:
             correlation_id=None,
             reply_to=delivery.reply_to,
             redelivered=delivery.redelivered,
+            expiration_ms=delivery.expiration_ms,
             headers={**delivery.headers, **headers} if headers else delivery.headers,
             handle=_Part(parcel),
         )
         for number, (body, headers) in enumerate(_parts(delivery.body))
     ]
+
+
+def is_part(delivery: Delivery) -> bool:
+    """Whether it came in a gathered message."""
+    return isinstance(delivery.handle, _Part)
 
 
 class Parcels:
@@ -223,6 +247,13 @@ class Parcels:
             part.parcel.comes_again = True
         await self.ack([delivery])
 
+    async def hand_back(self, delivery: Delivery) -> None:
+        """Puts it at the end of its queue, for whoever has time: it was not begun, so it is not delivered twice."""
+        if await self._sent_alone(delivery):
+            await self.ack([delivery])
+        else:
+            await self.reject(delivery, requeue=True)
+
     async def _sent_alone(self, delivery: Delivery) -> bool:
         assert delivery.type, "a part has its kind"
         message = Message(
@@ -232,6 +263,7 @@ class Parcels:
             type=delivery.type,
             message_id=delivery.message_id or "",
             reply_to=delivery.reply_to,
+            expiration_ms=delivery.expiration_ms,
             headers={name: value for name, value in delivery.headers.items() if not name.startswith("x-")},
         )
         (fate,) = await self._bus.publish([message])

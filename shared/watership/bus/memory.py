@@ -58,6 +58,7 @@ class _Consumer:
         self.unacked[entry.sequence] = entry
         message = entry.message
         delivery = Delivery(
+            expiration_ms=entry.message.expiration_ms,
             queue=self.queue.name,
             body=message.body,
             type=message.type,

@@ -56,6 +56,7 @@ class Delivery:
     redelivered: bool
     headers: Mapping[str, Any]
     handle: Any  # the bus's own: which channel and tag
+    expiration_ms: int | None = None
 
 
 class Subscription(Protocol):

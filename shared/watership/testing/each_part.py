@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from watership.bus.gathering import apart, opened
 from watership.bus.protocol import Delivery, Fate, Message
-from watership.messages import StartSaga, StepReply, read
+from watership.messages import StartSaga, StepCommand, StepReply, read
 
 if TYPE_CHECKING:
     from watership.testing.faulty_bus import BusWitness
@@ -68,6 +68,6 @@ def _named(whole: OneT, parts: Sequence[OneT]) -> Iterable[OneT]:
             yield part
             continue
         read_part = read(part.type, part.body)
-        assert isinstance(read_part, StartSaga | StepReply), "nothing else is gathered"
+        assert isinstance(read_part, StartSaga | StepCommand | StepReply), "nothing else is gathered"
         correlation_id = str(read_part.saga_id)
         yield dataclasses.replace(part, message_id=read_part.message_id, correlation_id=correlation_id)

@@ -177,6 +177,6 @@ def header(payload: bytes) -> tuple[int, dict[str, Any]]:
 @functools.lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, str | int], ...]:
     """The properties that are there; without a name those that nobody reads."""
-    read = {"headers", "correlation_id", "reply_to", "message_id", "type"}
+    read = {"headers", "correlation_id", "reply_to", "expiration", "message_id", "type"}
     there = (one for flag, one in _PROPERTIES.items() if flags & flag)
     return tuple((name if name in read else "", kind) for name, kind in there)

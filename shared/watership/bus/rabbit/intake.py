@@ -134,6 +134,7 @@ class Intake:
                 correlation_id=_storable(properties.get("correlation_id")),
                 reply_to=_storable(properties.get("reply_to")),
                 redelivered=redelivered,
+                expiration_ms=_milliseconds(properties.get("expiration")),
                 headers=properties.get("headers", {}),
                 handle=(self, tag),
             )
@@ -142,6 +143,11 @@ class Intake:
 
 async def _never_asked(message: object) -> None:
     """What the library would hand deliveries to, if it saw any."""
+
+
+def _milliseconds(text: str | None) -> int | None:
+    """What the broker took for an expiration is a number; who dead-letters may have left anything there."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 12 else None
 
 
 def _storable(text: str | None) -> str | None:
