@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from watership.bus.gathering import opened
 from watership.bus.protocol import Delivery
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Topology
@@ -37,7 +38,8 @@ async def commands(system: Running) -> asyncio.Queue[Delivery]:
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
 
     def take(delivery: Delivery) -> None:
-        arrived.put_nowait(delivery)
+        for part in opened(delivery):
+            arrived.put_nowait(part)
         acks.append(asyncio.ensure_future(system.bus.ack([delivery])))
 
     acks: list[asyncio.Future[None]] = []
