@@ -6,6 +6,7 @@ It knows SQL and its dialects: PostgreSQL, SQLite, MariaDB and MySQL. What a row
 from __future__ import annotations
 
 import dataclasses
+import functools
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -75,70 +76,40 @@ class StepRows:
 
     def __init__(self, connection: AsyncConnection, saga_id: uuid.UUID, step: str, attempt: int) -> None:
         self.connection = connection
-        self._saga_id, self._step, self._attempt = saga_id, step, attempt
+        self._step = {"of_saga": saga_id, "of_step": step}
+        self._attempt = attempt
         self._dialect = connection.dialect.name
-        self._now = now_ms(self._dialect)
+        now_ms(self._dialect)
 
     async def insert(self, action: str, generation: int, state: str) -> bool:
         """Whether the row is ours. Waits for a transaction that has just inserted the same, and may roll back yet."""
-        values = {
-            "saga_id": self._saga_id,
-            "step": self._step,
-            "action": action,
-            "generation": generation,
-            "attempt": self._attempt,
-            "state": state,
-            "at_ms": self._now,
-        }
-        insert: Any
-        if self._dialect == "postgresql":
-            insert = postgresql.insert(barrier_table).values(values).on_conflict_do_nothing()
-        elif self._dialect == "sqlite":
-            insert = sqlite.insert(barrier_table).values(values).on_conflict_do_nothing()
-        else:
-            # Not IGNORE, which turns a duplicate into a warning that drivers pass on, and takes a shared lock, so that
-            # two who then want to write wait for each other. An update that changes nothing counts like an insert;
-            # one that does change something counts two.
-            insert = mysql.insert(barrier_table).values(values).on_duplicate_key_update(at_ms=_row.at_ms + 1)
-        return await self._count(insert) == 1
+        values = {"to_attempt": self._attempt, "to_state": state}
+        return await self._count(_insert(self._dialect), action, generation, values) == 1
 
     async def move(self, action: str, generation: int, *, before: tuple[str, ...], after: str) -> bool:
         """Whether the row went from one of these states to another. Waits for whoever is changing it."""
-        update = (
-            sa.update(barrier_table)
-            .where(*self._is(action, generation), _row.state.in_(before))
-            .values(state=after, at_ms=self._now)
-        )
-        return await self._count(update) == 1
+        return await self._count(_move(self._dialect, before), action, generation, {"to_state": after}) == 1
 
     async def settle(
         self, action: str, generation: int, patch: dict[str, Any], response: Any, events: Sequence[dict[str, Any]]
     ) -> bool:
         """Whether the row of a block that has begun is there still; it is done now."""
         values = {
-            "state": DONE,
-            "patch": codec.dumps(patch).decode() if patch else None,
-            "response": codec.dumps(response).decode() if response is not None else None,
-            "events": codec.dumps(list(events)).decode() if events else None,
+            "to_patch": codec.dumps(patch).decode() if patch else None,
+            "to_response": codec.dumps(response).decode() if response is not None else None,
+            "to_events": codec.dumps(list(events)).decode() if events else None,
         }
-        where = (*self._is(action, generation), _row.state == BEGUN)
-        return await self._count(sa.update(barrier_table).where(*where).values(values)) == 1
+        return await self._count(_settle(), action, generation, values) == 1
 
     def settled(self, action: str, generation: int) -> sa.Select[Any]:
         """A query that finds the row of a block that has ended, in its own transaction."""
-        return sa.select(_row.state).where(*self._is(action, generation), _row.state == DONE)
+        return _settled().params(**self._step, of_action=action, of_generation=generation)
 
     async def read(self, action: str, generation: int | None = None) -> Row | None:
         """A row as it was committed last, or as we changed it; without a generation, the newest of its action."""
-        # Locked, though it is only read: MariaDB would show it as it was when the transaction first read anything.
-        query = (
-            sa.select(_row.state, _row.patch, _row.response, _row.events)
-            .where(*self._is(action, generation))
-            .order_by(_row.generation.desc())
-            .limit(1)
-            .with_for_update(read=True)
-        )
-        found = (await self.connection.execute(query)).one_or_none()
+        values = {"of_action": action} if generation is None else {"of_action": action, "of_generation": generation}
+        query = _read(newest=generation is None)
+        found = (await self.connection.execute(query, {**self._step, **values})).one_or_none()
         if found is None:
             return None
         state, patch, response, events = found
@@ -149,12 +120,72 @@ class StepRows:
             codec.loads(events) if events is not None else [],
         )
 
-    def _is(self, action: str, generation: int | None) -> tuple[sa.ColumnElement[bool], ...]:
-        mine = (_row.saga_id == self._saga_id, _row.step == self._step, _row.action == action)
-        return mine if generation is None else (*mine, _row.generation == generation)
+    async def _count(self, statement: Any, action: str, generation: int, values: dict[str, Any]) -> int:
+        whole = {**self._step, "of_action": action, "of_generation": generation, **values}
+        return (await self.connection.execute(statement, whole)).rowcount
 
-    async def _count(self, statement: Any) -> int:
-        return (await self.connection.execute(statement)).rowcount
+
+# The statements, each made once: to make one anew for each command cost as much as its way to the database and back.
+# Their arguments are the row's key (of_…) and what is written (to_…).
+
+
+def _is(*, any_generation: bool = False) -> tuple[sa.ColumnElement[bool], ...]:
+    mine = (
+        _row.saga_id == sa.bindparam("of_saga"),
+        _row.step == sa.bindparam("of_step"),
+        _row.action == sa.bindparam("of_action"),
+    )
+    return mine if any_generation else (*mine, _row.generation == sa.bindparam("of_generation"))
+
+
+@functools.cache
+def _insert(dialect: str) -> Any:
+    values = {
+        "saga_id": sa.bindparam("of_saga"),
+        "step": sa.bindparam("of_step"),
+        "action": sa.bindparam("of_action"),
+        "generation": sa.bindparam("of_generation"),
+        "attempt": sa.bindparam("to_attempt"),
+        "state": sa.bindparam("to_state"),
+        "at_ms": now_ms(dialect),
+    }
+    if dialect == "postgresql":
+        return postgresql.insert(barrier_table).values(values).on_conflict_do_nothing()
+    if dialect == "sqlite":
+        return sqlite.insert(barrier_table).values(values).on_conflict_do_nothing()
+    # Not IGNORE, which turns a duplicate into a warning that drivers pass on, and takes a shared lock, so that
+    # two who then want to write wait for each other. An update that changes nothing counts like an insert;
+    # one that does change something counts two.
+    return mysql.insert(barrier_table).values(values).on_duplicate_key_update(at_ms=_row.at_ms + 1)
+
+
+@functools.cache
+def _move(dialect: str, before: tuple[str, ...]) -> Any:
+    update = sa.update(barrier_table).where(*_is(), _row.state.in_(before))
+    return update.values(state=sa.bindparam("to_state"), at_ms=now_ms(dialect))
+
+
+@functools.cache
+def _settle() -> Any:
+    texts: dict[str, Any] = {name: sa.bindparam(f"to_{name}") for name in ("patch", "response", "events")}
+    return sa.update(barrier_table).where(*_is(), _row.state == BEGUN).values(state=DONE, **texts)
+
+
+@functools.cache
+def _settled() -> sa.Select[Any]:
+    return sa.select(_row.state).where(*_is(), _row.state == DONE)
+
+
+@functools.cache
+def _read(*, newest: bool) -> sa.Select[Any]:
+    # Locked, though it is only read: MariaDB would show it as it was when the transaction first read anything.
+    return (
+        sa.select(_row.state, _row.patch, _row.response, _row.events)
+        .where(*_is(any_generation=newest))
+        .order_by(_row.generation.desc())
+        .limit(1)
+        .with_for_update(read=True)
+    )
 
 
 def now_ms(dialect: str) -> sa.ColumnElement[int]:

@@ -5,12 +5,14 @@ It knows SQLAlchemy's sessions and events. It must never know a saga, or what th
 
 from __future__ import annotations
 
+import functools
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, RootTransaction, TwoPhaseTransaction, event
+from sqlalchemy import Connection, Engine, RootTransaction, TwoPhaseTransaction, event
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -170,18 +172,31 @@ class Watch:
 
 
 _watches: weakref.WeakKeyDictionary[Connection, Watch] = weakref.WeakKeyDictionary()
+_listened: weakref.WeakSet[Engine] = weakref.WeakSet()
+_HEARS: dict[str, Callable[..., None]] = {
+    "commit": Watch.on_commit,
+    "rollback": Watch.on_rollback,
+    "before_cursor_execute": Watch.on_statement,
+}
 
 
 def watch(connection: AsyncConnection, block: Block, settled_row: sa.Select[Any]) -> None:
     """From now on, the block hears what becomes of its transaction; its row, once settled, is what the query finds."""
     target = _sync_of(connection)
+    if target.engine not in _listened:  # once for an engine: a connection's own listeners cost more than its statements
+        _listened.add(target.engine)
+        for name in ("commit", "rollback", "before_cursor_execute"):
+            event.listen(target.engine, name, functools.partial(_tell, name))
     found = _watches.get(target)
     if found is None:
         found = _watches[target] = Watch()
-        event.listen(target, "commit", found.on_commit)
-        event.listen(target, "rollback", found.on_rollback)
-        event.listen(target, "before_cursor_execute", found.on_statement)
     found.begin(target, block, settled_row)
+
+
+def _tell(name: str, connection: Connection, *what: Any) -> None:
+    found = _watches.get(connection)
+    if found is not None:
+        _HEARS[name](found, connection, *what)
 
 
 def _on_error(context: ExceptionContext) -> None:

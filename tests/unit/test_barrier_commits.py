@@ -134,7 +134,7 @@ async def test_a_commit_that_nobody_waits_for_is_unknown_while_it_runs(bench: Be
         connection = await session.connection()
         assert connection.sync_connection is not None
 
-        @sa.event.listens_for(connection.sync_connection, "commit")
+        @sa.event.listens_for(connection.sync_connection.engine, "commit")  # after ours: the commit is on its way
         def slow(_: Any) -> None:
             sent.set()
             sa.util.await_only(answer.wait())
