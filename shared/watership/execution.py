@@ -281,13 +281,10 @@ async def _run_handler(command: Command, hands: Hands, inside: HandlerRun) -> An
             # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
             raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
 
-    async def guarded() -> Any:
-        return await limited.run(run())
-
     try:
         if hands.breaker is not None and command.action is Action.ACT:
-            return await hands.breaker.call(command.step, guarded)
-        return await guarded()
+            return await hands.breaker.call(command.step, lambda: limited.run(run()))
+        return await limited.run(run())
     except TimeoutError as error:
         if not str(error):
             raise TimeoutError(

@@ -101,9 +101,7 @@ class Drivers:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         drive.is_watched = True
         try:
-            if not drive.started.done():
-                await asyncio.shield(drive.started)
-            drive.started.result()
+            await drive.watch.begun()
             if job.definition.plan.waits:
                 for signal in await self.storage.early_signals(saga_id=saga_id):
                     self._early.begin(job, signal)
@@ -118,7 +116,7 @@ class Drivers:
         drive.is_watched = True
         if request is not None:
             drive.request(request)
-        await asyncio.shield(drive.started)
+        await drive.watch.begun()
         return drive
 
     async def ask(self, job: Job, saga_id: uuid.UUID, event: e.Event, cause: str) -> str | None:
@@ -173,8 +171,6 @@ class Drivers:
             self._recovered.discard(saga_id)
         if not drive.watch.over:
             drive.watch.failed(LetGo(f"saga {saga_id}: this process let it go; recovery takes it up again"))
-        if not drive.started.done():
-            drive.started.cancel()
 
     # --- recovery
 
@@ -309,10 +305,9 @@ class EmbeddedRunner:
         self._met, self._met_in = drivers, weakref.ref(loop)
         return drivers
 
-    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
+    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga, or joins it. Durable on return."""
-        data = shape_of(type(context)).dump(context)
-        return (await self._drivers().start(self._jobs[definition.plan.saga], data, saga_id)).watch
+        return (await self._drivers().start(self._jobs[definition.plan.saga], context, saga_id)).watch
 
     async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
         """Writes the start in the caller's transaction, in the database that the storage is on."""
