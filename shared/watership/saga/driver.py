@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Coroutine
+from typing import Any
 
 from watership import codec
 from watership.errors import LeaseLost, SagaNotFound, SagaPruned
@@ -55,6 +57,7 @@ class Drive:
         self._at_hand: Happening | None = None  # what is being put on record
         self._stopping = self._asleep = False
         self.is_watched = True
+        self.task: asyncio.Task[None] | None = None  # in which `main` runs
         self.ended = False  # it takes nothing up any more
 
     # --- what others may ask of it
@@ -333,10 +336,10 @@ class Drive:
             return None
         return Happening(e.TimePassed(), "time")
 
-    async def _run(self, name: str, action: Action) -> Happening:
+    def _run(self, name: str, action: Action) -> Coroutine[Any, Any, Happening]:
         assert self._plan is not None
         timeout_ms = self._plan.by_name[name].timeout_ms
-        return await run_action(
+        return run_action(
             self._job, self.saga_id, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms()
         )
 

@@ -62,7 +62,6 @@ class Drivers:
     def __init__(self, storage: SagaStorage, clock: Clock, *, alone: bool = False) -> None:
         self.storage = storage
         self._drives: dict[uuid.UUID, Drive] = {}
-        self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._recovered: set[uuid.UUID] = set()
         self._jobs: dict[str, Job] = {}
         follow_every_ms = PAUSE_MS_MAX if alone else FOLLOW_EVERY_MS
@@ -159,15 +158,14 @@ class Drivers:
         drive = Drive(self._seat, saga_id, job, gated=gated)
         drive.start = start  # at once: another start of this id may come before its task has begun
         self._drives[saga_id] = drive
-        task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
-        self._tasks[saga_id] = task
-        task.add_done_callback(lambda _: self._forget(drive))
+        drive.task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
+        drive.task.add_done_callback(lambda _: self._forget(drive))
         return drive
 
     def _forget(self, drive: Drive) -> None:
         saga_id = drive.saga_id
         if self._drives.get(saga_id) is drive:  # else another one follows it already
-            del self._drives[saga_id], self._tasks[saga_id]
+            del self._drives[saga_id]
             self._recovered.discard(saga_id)
         if not drive.watch.over:
             drive.watch.failed(LetGo(f"saga {saga_id}: this process let it go; recovery takes it up again"))
@@ -252,7 +250,8 @@ class Drivers:
             self._recovery = None
         for drive in self._drives.values():
             drive.stop()
-        tasks = [*self._tasks.values(), *self._early.tasks]
+        tasks = [drive.task for drive in self._drives.values() if drive.task is not None]
+        tasks += self._early.tasks
         if tasks:
             await asyncio.wait(tasks, timeout=DRAIN_S)
         for task in tasks:

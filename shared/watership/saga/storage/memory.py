@@ -94,7 +94,7 @@ class MemorySagaStorage:
         now = self._now_ms()
         until = now + lease_ms
         row = _Row(state.name, state.seq, state.status, None, False, input_hash, now, now, 1, until, until, [entry])
-        self._rows[saga_id] = row
+        self._rows[saga_id] = self._open[saga_id] = row
         self._settle(saga_id, row, state, now)
         return Lease(saga_id, 1, until, now)
 
@@ -268,9 +268,8 @@ class MemorySagaStorage:
             row.wake_at_ms = None
             row.log = _packed(row.log)
             self._open.pop(saga_id, None)
-        else:
-            if row.wake_at_ms is None:
-                row.wake_at_ms = now
+        elif row.wake_at_ms is None:
+            row.wake_at_ms = now
             self._open[saga_id] = row
 
     def _newest(self) -> Iterator[tuple[uuid.UUID, _Row]]:
