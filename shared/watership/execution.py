@@ -134,7 +134,7 @@ async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM
         command.saga_id,
         command.saga,
         command.step,
-        command.action.value,
+        str(command.action),
         command.attempt,
         command.idempotency_key,
         command.generation,
@@ -315,7 +315,7 @@ async def _made(command: Command, kind: Step, scope: Scope) -> SagaStepHandler[A
         raise HandlerUnavailable(
             f"the container cannot make {kind.__name__}, the handler of step {command.step}: {type(error).__name__}: {error}"
         ) from error
-    if not hasattr(handler, command.action.value):
+    if not hasattr(handler, str(command.action)):
         raise HandlerUnavailable(
             f"the container gave a {type(handler).__name__} for {kind.__name__}, the handler of step {command.step}"
         )

@@ -340,3 +340,16 @@ World.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestWorld: Any = World.TestCase
+
+
+def test_a_state_and_its_successor_never_change_each_other() -> None:
+    first = SagaState("one", status=Status.RUNNING)
+    apply(first, c.Dispatched("A", Action.ACT, 1, 10))
+    second = first.successor()
+    apply(first, c.Dispatched("A", Action.ACT, 2, 20))
+    apply(first, c.SignalKept("go", 1))
+    apply(second, c.Replied("A", Action.ACT, 1, "run", Outcome.DONE, True, {"n": 1}))
+    assert first.steps["A"].act.attempt == 2
+    assert (first.context, first.signals) == ({}, {"go": 1})
+    assert (second.steps["A"].act.attempt, second.steps["A"].act.outcome) == (1, Outcome.DONE)
+    assert (second.context, second.signals) == ({"n": 1}, {})

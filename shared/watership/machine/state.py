@@ -211,7 +211,8 @@ class SagaState:
         return copied
 
     def successor(self) -> SagaState:
-        """A state for `apply` to lead on from this one, which shall not change any more: they share what is untouched."""
+        """A state for `apply` to lead on from this one. They share what is untouched; whichever is changed, copies first."""
+        self._own = set()
         return SagaState(
             self.saga_id,
             self.name,
