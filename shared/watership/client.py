@@ -55,7 +55,7 @@ class WireRunner:
         """Connects. Raises `BrokerUnavailable`."""
         await self._wire().open()
 
-    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
+    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga. Its start is durable on return."""
         return await self._wire().start(definition, context, saga_id)
 

@@ -134,7 +134,7 @@ async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM
         command.saga_id,
         command.saga,
         command.step,
-        command.action.value,
+        str(command.action),
         command.attempt,
         command.idempotency_key,
         command.generation,
@@ -281,13 +281,10 @@ async def _run_handler(command: Command, hands: Hands, inside: HandlerRun) -> An
             # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
             raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
 
-    async def guarded() -> Any:
-        return await limited.run(run())
-
     try:
         if hands.breaker is not None and command.action is Action.ACT:
-            return await hands.breaker.call(command.step, guarded)
-        return await guarded()
+            return await hands.breaker.call(command.step, lambda: limited.run(run()))
+        return await limited.run(run())
     except TimeoutError as error:
         if not str(error):
             raise TimeoutError(
@@ -318,7 +315,7 @@ async def _made(command: Command, kind: Step, scope: Scope) -> SagaStepHandler[A
         raise HandlerUnavailable(
             f"the container cannot make {kind.__name__}, the handler of step {command.step}: {type(error).__name__}: {error}"
         ) from error
-    if not hasattr(handler, command.action.value):
+    if not hasattr(handler, str(command.action)):
         raise HandlerUnavailable(
             f"the container gave a {type(handler).__name__} for {kind.__name__}, the handler of step {command.step}"
         )

@@ -50,7 +50,6 @@ from watership.messages import (
     read,
 )
 from watership.saga.compile import Definition
-from watership.saga.models import shape_of
 from watership.saga.storage.protocol import EarlySignal
 from watership.saga.watch import SagaWatch, StepDone
 from watership.service import Tasks
@@ -130,14 +129,13 @@ class Wire:
 
     # --- starting
 
-    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
+    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
         """Starts a saga; its start is on disk at the broker on return. Raises `StartRejected`, `BrokerUnavailable`."""
         name = definition.plan.saga
-        data = shape_of(type(context)).dump(context)
-        codec.encode_context(data, what=f"saga {name} {saga_id}: the context")
+        codec.encode_context(context, what=f"saga {name} {saga_id}: the context")
         await self.open()
         await self._register(definition.plan)
-        body = StartSaga(saga=name, saga_id=saga_id, context=data, plan=definition.plan.hash)
+        body = StartSaga(saga=name, saga_id=saga_id, context=context, plan=definition.plan.hash)
         return await self.start_watched(body, definition.plan)
 
     async def start_watched(self, body: StartSaga, plan: Plan | None = None, *, end_only: bool = False) -> SagaWatch:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from watership import codec
 from watership.machine import changes as c
 from watership.machine import events as e
 from watership.machine.apply import apply
@@ -65,13 +66,17 @@ class World(RuleBasedStateMachine):
 
     def happens(self, event: e.Event) -> Reaction:
         before = self.state
+        as_it_was = before.copy()
         reaction = react(self.plan, before, event, self.now_ms)
         assert reaction == react(self.plan, before, event, self.now_ms), "react is a function"
+        assert before == as_it_was, "what a state shares with its successor is not changed"
         assert reaction.state.seq == before.seq + bool(reaction.changes)
         self.state = reaction.state
         if reaction.changes:
             self.log.append(reaction.changes)
             self.folded.seq += 1
+            listed = codec.loads(codec.dumps([c.change_to_list(change) for change in reaction.changes]))
+            assert tuple(c.change_from_list(values) for values in listed) == reaction.changes
             for change in rows.changes_from_json(rows.changes_to_json(reaction.changes)):
                 apply(self.folded, change)
         sent = [effect for effect in reaction.effects if isinstance(effect, SendCommand)]
@@ -335,3 +340,16 @@ World.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestWorld: Any = World.TestCase
+
+
+def test_a_state_and_its_successor_never_change_each_other() -> None:
+    first = SagaState("one", status=Status.RUNNING)
+    apply(first, c.Dispatched("A", Action.ACT, 1, 10))
+    second = first.successor()
+    apply(first, c.Dispatched("A", Action.ACT, 2, 20))
+    apply(first, c.SignalKept("go", 1))
+    apply(second, c.Replied("A", Action.ACT, 1, "run", Outcome.DONE, True, {"n": 1}))
+    assert first.steps["A"].act.attempt == 2
+    assert (first.context, first.signals) == ({}, {"go": 1})
+    assert (second.steps["A"].act.attempt, second.steps["A"].act.outcome) == (1, Outcome.DONE)
+    assert (second.context, second.signals) == ({"n": 1}, {})

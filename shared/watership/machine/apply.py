@@ -107,7 +107,7 @@ def _verified(state: SagaState, change: c.Verified) -> None:
 
 def _merge(state: SagaState, step: StepState, change: c.Replied | c.Verified) -> None:
     if change.patch:
-        state.context.update(change.patch)
+        state.context = {**state.context, **change.patch}
         if change.shared:
             step.own = {**(step.own or {}), **change.patch}
 
@@ -131,15 +131,16 @@ def _elapsed(state: SagaState, change: c.Elapsed) -> None:
 
 
 def _signal_kept(state: SagaState, change: c.SignalKept) -> None:
-    state.signals[change.name] = change.data
+    state.signals = {**state.signals, change.name: change.data}
 
 
 def _signalled(state: SagaState, change: c.Signalled) -> None:
     act = state.step(change.step).act
     act.phase, act.outcome, act.due_at_ms = Phase.SETTLED, Outcome.DONE, None
-    state.signals.pop(change.step, None)
+    if change.step in state.signals:
+        state.signals = {name: data for name, data in state.signals.items() if name != change.step}
     if change.into is not None:
-        state.context[change.into] = change.data
+        state.context = {**state.context, change.into: change.data}
 
 
 def _overdue(state: SagaState, change: c.Overdue) -> None:
@@ -180,7 +181,7 @@ def _late_act(state: SagaState, change: c.LateAct) -> None:
     if change.patch and change.aside:
         step.own = {**(step.own or {}), **change.patch}
     elif change.patch:
-        state.context.update(change.patch)
+        state.context = {**state.context, **change.patch}
     if step.compensate.phase is Phase.SETTLED:
         _begin_generation(step)
     elif step.compensate.phase is not Phase.IDLE:
@@ -207,7 +208,7 @@ def _parked(state: SagaState, change: c.Parked) -> None:
 
 def _unparked(state: SagaState, _: c.Unparked) -> None:
     state.parked_reason, state.plan_looks = None, 0
-    for step in state.steps.values():
+    for step in [state.step(name) for name in state.steps]:
         step.act.refusals = step.compensate.refusals = step.verify.refusals = 0
 
 

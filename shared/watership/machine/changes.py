@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -350,6 +350,18 @@ def change_from_data(data: Mapping[str, Any]) -> Change:
             reader = _READERS.get(name)
             values[name] = reader(item) if reader else item
     return cls(**values)
+
+
+def change_to_list(change: Change) -> tuple[Any, ...]:
+    """The kind and all values in the order of the fields, for `codec.dumps`: half the work, and no word of what each is."""
+    values: tuple[Any, ...] = _VALUES_OF[type(change)](change)
+    return values
+
+
+def change_from_list(values: Sequence[Any]) -> Change:
+    """Reads what `change_to_list` and `codec.dumps` wrote."""
+    keys = _KEYS[_CLASSES[values[0]]]
+    return change_from_data({key: item for key, item in zip(keys, values, strict=True) if item is not None})
 
 
 def failure_to_data(failure: Failure) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from watership.machine import changes as c
 from watership.machine.apply import apply
 from watership.machine.nodes import (
@@ -68,27 +71,11 @@ def go_on(d: Decision) -> None:
 
 def _forward(d: Decision) -> None:
     for node in d.nodes:
-        if not _is_through(d, node):
+        if not _THROUGH[type(node)](d, node):
             return
         if d.state.status is not Status.RUNNING or d.state.parked_reason is not None:
             return  # a signal that was there already turned it around
     d.record(c.Completed())
-
-
-def _is_through(d: Decision, node: Node) -> bool:
-    """Whether the saga has this node behind it; if it was not begun, it is now."""
-    match node:
-        case StepPlan() | FallbackPlan():
-            return _forward_unit(d, node)
-        case ParallelPlan():
-            through = [_forward_unit(d, unit) for unit in node.nodes]  # each is begun, also behind one that is not done
-            return all(through)
-        case SleepPlan() | WaitPlan():
-            return _forward_pause(d, node)
-
-
-def _forward_unit(d: Decision, unit: Unit) -> bool:
-    return _forward_fallback(d, unit) if isinstance(unit, FallbackPlan) else _forward_step(d, unit)
 
 
 def _forward_step(d: Decision, step: StepPlan) -> bool:
@@ -126,6 +113,21 @@ def _forward_pause(d: Decision, node: SleepPlan | WaitPlan) -> bool:
     duration_ms = node.timeout_ms if isinstance(node, WaitPlan) else node.duration_ms
     d.record(c.Waiting(node.name, d.now_ms + duration_ms))
     return False
+
+
+def _forward_group(d: Decision, node: ParallelPlan) -> bool:
+    through = [_THROUGH[type(unit)](d, unit) for unit in node.nodes]  # each is begun, also behind one that is not done
+    return all(through)
+
+
+# Whether the saga has a node behind it; if that was not begun, it is now.
+_THROUGH: dict[type[Node], Callable[[Decision, Any], bool]] = {
+    StepPlan: _forward_step,
+    FallbackPlan: _forward_fallback,
+    ParallelPlan: _forward_group,
+    SleepPlan: _forward_pause,
+    WaitPlan: _forward_pause,
+}
 
 
 def signalled(d: Decision, wait: WaitPlan, data: object) -> None:

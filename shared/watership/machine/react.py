@@ -85,7 +85,7 @@ def react(plan: Plan | None, state: SagaState, event: e.Event, now_ms: int) -> R
 
     Pure: the same arguments give the same answer, and ``state`` is not changed.
     """
-    decision = Decision(plan, state.copy(), now_ms)
+    decision = Decision(plan, state.successor(), now_ms)
     _REACTIONS[type(event)](decision, event)
     if decision.changes:
         decision.state.seq += 1
@@ -177,11 +177,12 @@ def _time_passed(d: Decision, _: e.TimePassed) -> None:
         words = f"it was not done within its deadline of {(limit_ms or 0) / 1000:g} s"
         turn_around(d, Failure("deadline_passed", "DeadlinePassed", words, ("deadline_passed",)))
     due = [
-        (name, action, state)
+        (name, action)
         for name, action, state in d.state.active_actions()
         if state.due_at_ms is not None and state.due_at_ms <= d.now_ms
     ]
-    for name, action, state in due:
+    for name, action in due:
+        state = d.state.step(name).of(action)
         if state.active and d.state.parked_reason is None:  # what fell due before it may have settled it, or parked all
             _fell_due(d, name, action, state)
 

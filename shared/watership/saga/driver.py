@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Coroutine
+from typing import Any
 
 from watership import codec
 from watership.errors import LeaseLost, SagaNotFound, SagaPruned
@@ -38,7 +40,6 @@ class Drive:
     def __init__(self, seat: Seat, saga_id: uuid.UUID, job: Job, *, gated: bool = False) -> None:
         self.saga_id, self.watch = saga_id, SagaWatch(saga_id)
         self._teller = Teller(saga_id, self.watch)
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start: Start | None = None
         self.may_drive = asyncio.Event()  # set by whoever started it, once the signals that came before it are with it
         self._storage = seat.storage
@@ -56,6 +57,7 @@ class Drive:
         self._at_hand: Happening | None = None  # what is being put on record
         self._stopping = self._asleep = False
         self.is_watched = True
+        self.task: asyncio.Task[None] | None = None  # in which `main` runs
         self.ended = False  # it takes nothing up any more
 
     # --- what others may ask of it
@@ -108,19 +110,12 @@ class Drive:
         except Exception as error:  # whatever went wrong is told to the watchers; recovery takes the saga up again
             failed = error
             self.watch.failed(error)
-            if not self.started.done():
-                self.started.set_exception(error)
-                self.started.exception()  # seen: a watcher may have left
-            elif not isinstance(error, SagaNotFound):
+            if self.watch.has_begun and not isinstance(error, SagaNotFound):
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
         finally:
             self.ended = True
             leave_unanswered(self.saga_id, self._inbox, failed)
             await keep_unrecorded(self._storage, self.saga_id, self._inbox)
-
-    def _is_durable(self) -> None:
-        if not self.started.done():
-            self.started.set_result(None)
 
     async def _create(self, start: Start) -> Lease | None:
         plan = self._job.definition.plan
@@ -137,7 +132,7 @@ class Drive:
             self._plan = plan
             self._stands(reaction.state)
             self._took(lease)
-            self._is_durable()
+            self.watch.begins()
         return lease
 
     async def _join(self, start: Start | None) -> Lease | None:
@@ -150,11 +145,11 @@ class Drive:
                 name, input_hash = self._job.definition.plan.saga, start.input_hash if start is not None else None
                 gone = await why_gone(self._storage, self.saga_id, name, input_hash)
                 if start is not None and isinstance(gone, SagaPruned):
-                    self._is_durable()  # law 11: it is the same saga, which ended
+                    self.watch.begins()  # law 11: it is the same saga, which ended
                 raise gone
             if start is not None:
                 start.check_same(record, self._job.definition.plan.saga)
-            self._is_durable()
+            self.watch.begins()
             if record.state.rests and not self._inbox:
                 await self._teller.replay(self._storage)
                 self._teller.end(record.state)
@@ -341,10 +336,10 @@ class Drive:
             return None
         return Happening(e.TimePassed(), "time")
 
-    async def _run(self, name: str, action: Action) -> Happening:
+    def _run(self, name: str, action: Action) -> Coroutine[Any, Any, Happening]:
         assert self._plan is not None
         timeout_ms = self._plan.by_name[name].timeout_ms
-        return await run_action(
+        return run_action(
             self._job, self.saga_id, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms()
         )
 

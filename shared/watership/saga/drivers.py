@@ -62,7 +62,6 @@ class Drivers:
     def __init__(self, storage: SagaStorage, clock: Clock, *, alone: bool = False) -> None:
         self.storage = storage
         self._drives: dict[uuid.UUID, Drive] = {}
-        self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._recovered: set[uuid.UUID] = set()
         self._jobs: dict[str, Job] = {}
         follow_every_ms = PAUSE_MS_MAX if alone else FOLLOW_EVERY_MS
@@ -101,9 +100,7 @@ class Drivers:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         drive.is_watched = True
         try:
-            if not drive.started.done():
-                await asyncio.shield(drive.started)
-            drive.started.result()
+            await drive.watch.begun()
             if job.definition.plan.waits:
                 for signal in await self.storage.early_signals(saga_id=saga_id):
                     self._early.begin(job, signal)
@@ -118,7 +115,7 @@ class Drivers:
         drive.is_watched = True
         if request is not None:
             drive.request(request)
-        await asyncio.shield(drive.started)
+        await drive.watch.begun()
         return drive
 
     async def ask(self, job: Job, saga_id: uuid.UUID, event: e.Event, cause: str) -> str | None:
@@ -161,20 +158,17 @@ class Drivers:
         drive = Drive(self._seat, saga_id, job, gated=gated)
         drive.start = start  # at once: another start of this id may come before its task has begun
         self._drives[saga_id] = drive
-        task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
-        self._tasks[saga_id] = task
-        task.add_done_callback(lambda _: self._forget(drive))
+        drive.task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
+        drive.task.add_done_callback(lambda _: self._forget(drive))
         return drive
 
     def _forget(self, drive: Drive) -> None:
         saga_id = drive.saga_id
         if self._drives.get(saga_id) is drive:  # else another one follows it already
-            del self._drives[saga_id], self._tasks[saga_id]
+            del self._drives[saga_id]
             self._recovered.discard(saga_id)
         if not drive.watch.over:
             drive.watch.failed(LetGo(f"saga {saga_id}: this process let it go; recovery takes it up again"))
-        if not drive.started.done():
-            drive.started.cancel()
 
     # --- recovery
 
@@ -256,7 +250,8 @@ class Drivers:
             self._recovery = None
         for drive in self._drives.values():
             drive.stop()
-        tasks = [*self._tasks.values(), *self._early.tasks]
+        tasks = [drive.task for drive in self._drives.values() if drive.task is not None]
+        tasks += self._early.tasks
         if tasks:
             await asyncio.wait(tasks, timeout=DRAIN_S)
         for task in tasks:
@@ -309,10 +304,9 @@ class EmbeddedRunner:
         self._met, self._met_in = drivers, weakref.ref(loop)
         return drivers
 
-    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
+    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
         """Starts the saga, or joins it. Durable on return."""
-        data = shape_of(type(context)).dump(context)
-        return (await self._drivers().start(self._jobs[definition.plan.saga], data, saga_id)).watch
+        return (await self._drivers().start(self._jobs[definition.plan.saga], context, saga_id)).watch
 
     async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
         """Writes the start in the caller's transaction, in the database that the storage is on."""

@@ -14,6 +14,7 @@ from watership.errors import SagaConflict, WatershipError
 from watership.execution import Hands
 from watership.saga.compile import Definition, context_of
 from watership.saga.storage.protocol import LeaseKeeper, SagaRecord, SagaStorage
+from watership.values import value
 
 FOLLOW_EVERY_MS = 250
 LEARNED_WITHIN_MS = 1_000
@@ -49,7 +50,7 @@ class Job:
         return Hands(handler, context, self.container, breaker, self.build_context, self.barrier)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Start:
     """A saga that is to be made if it is not there yet."""
 

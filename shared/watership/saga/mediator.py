@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from watership.chance import SYSTEM_CHANCE, new_id
 from watership.errors import InvalidPayload, UnknownSaga
 from watership.saga.compile import Definition, compile_saga
 from watership.saga.models import ContextT, shape_of
@@ -62,7 +63,7 @@ class SagaMediator:
         if session is not None:
             await self._runner.write_start(definition, context, wanted, session)
         else:
-            await self._runner.start(definition, context, wanted)
+            await self._runner.start(definition, shape_of(type(context)).dump(context), wanted)
         return wanted
 
     async def stream(
@@ -77,9 +78,9 @@ class SagaMediator:
         """
         definition = self._definition_for(context)
         wanted = _id_of(saga_id)
-        watch = await self._runner.start(definition, context, wanted)
         shape = shape_of(type(context))
         whole = shape.dump(context)
+        watch = await self._runner.start(definition, whole, wanted)
         async for done in watch.steps():
             before = whole
             whole = done.context if done.context is not None else {**whole, **done.patch}
@@ -96,7 +97,7 @@ class SagaMediator:
     ) -> SagaResult[ContextT]:
         """Runs the saga to its end. Does not raise for a saga that was compensated or parked: look at the result."""
         definition = self._definition_for(context)
-        watch = await self._runner.start(definition, context, _id_of(saga_id))
+        watch = await self._runner.start(definition, shape_of(type(context)).dump(context), _id_of(saga_id))
         return await result_of(watch, definition, timeout_s, type(context))
 
     async def result(self, saga_id: uuid.UUID, timeout_s: float | None = None) -> SagaResult[Any]:
@@ -134,7 +135,7 @@ class SagaMediator:
 
 def _id_of(saga_id: uuid.UUID | None) -> uuid.UUID:
     if saga_id is None:
-        return uuid.uuid4()
+        return new_id(SYSTEM_CHANCE)
     if not isinstance(saga_id, uuid.UUID):
         raise InvalidPayload(f"saga_id must be a uuid.UUID, it is {saga_id!r}")
     return saga_id

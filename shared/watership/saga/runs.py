@@ -153,11 +153,11 @@ async def run_action(
 ) -> Happening:
     """Runs what the saga awaits of one step, and says what came of it."""
     hands = job.hands(name)
-    attempt = state.step(name).of(action).attempt
+    step = state.steps[name]
+    attempt = step.of(action).attempt
     if hands is None:
         refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1)
         return Happening(refused, f"not_served:{name}:{action}:{attempt}")
-    step = state.step(name)
     command = Command(
         saga_id=saga_id,
         saga=state.name,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from watership.errors import ConfigurationError, InvalidPayload
 from watership.saga.models import ContextT
+from watership.values import value
 
 if TYPE_CHECKING:
     from watership.saga.retry import RetryPolicy
@@ -48,7 +49,7 @@ class StepEvent:
             )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class SagaStepResult(Generic[ContextT, ResponseT]):
     """What one step came to. ``stream`` yields one for each step that is done. ``events``: what it tells the world."""
 
@@ -227,7 +228,7 @@ def declared_types(step: type[SagaStepHandler[Any, Any]]) -> tuple[Any, Any]:
     return None, Any
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class StepRun:
     """The run that a handler is in. ``idempotency_key`` is the same for every attempt and every redelivery.
 

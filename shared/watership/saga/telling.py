@@ -46,7 +46,7 @@ class Teller:
 
     def _tell_step(self, effect: NotifyStep, state: SagaState, result: SagaStepResult[Any, Any] | None = None) -> None:
         self._watch.step_done(
-            StepDone(effect.seq, effect.step, effect.response, effect.patch or {}, dict(state.context), result)
+            StepDone(effect.seq, effect.step, effect.response, effect.patch or {}, state.context, result)
         )
 
     def end(self, state: SagaState) -> None:
@@ -54,7 +54,7 @@ class Teller:
         if state.parked_reason is not None:
             log.warning("saga %s %s is parked: %s", state.name, self._saga_id, state.parked_reason)
         self._watch.ended(
-            SagaEnd(state.name, state.status, dict(state.context), state.failure, state.parked_reason, self._error)
+            SagaEnd(state.name, state.status, state.context, state.failure, state.parked_reason, self._error)
         )
 
     async def replay(self, storage: SagaStorage) -> None:

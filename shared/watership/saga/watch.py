@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
@@ -30,7 +29,7 @@ class StepDone:
     result: SagaStepResult[Any, Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class SagaEnd:
     """How it ended, or that it is parked. ``error`` is the step's original exception, if it was raised here."""
 
@@ -70,9 +69,16 @@ class SagaWatch:
         self.saga_id = saga_id
         self._done: list[StepDone] = []
         self._seqs: set[int] = set()
+        self._begun = False
         self._end: SagaEnd | None = None
         self._lost: BaseException | None = None
         self._waiting: list[asyncio.Future[None]] = []
+
+    def begins(self) -> None:
+        """The saga exists, for certain."""
+        if not self._begun:
+            self._begun = True
+            self._tell()
 
     def step_done(self, done: StepDone) -> None:
         """Adds a step, unless it was seen: progress may be told more than once."""
@@ -90,6 +96,11 @@ class SagaWatch:
         """Watching itself failed: the store or the broker is gone, or the saga was refused."""
         self._lost = error
         self._tell()
+
+    @property
+    def has_begun(self) -> bool:
+        """The saga exists, for certain."""
+        return self._begun
 
     @property
     def steps_seen(self) -> int:
@@ -116,6 +127,13 @@ class SagaWatch:
         watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(watcher)
         await watcher
+
+    async def begun(self) -> None:
+        """Waits until the saga exists for certain. Raises what made watching fail before."""
+        while not self._begun:
+            if self._lost is not None:
+                raise self._lost
+            await self._news()
 
     async def steps(self) -> AsyncIterator[StepDone]:
         """Each done step from the first; ends with the saga. Raises what made watching fail."""
@@ -148,8 +166,8 @@ class Runner(Protocol):
     async def open(self) -> None:
         """Connects, or begins to recover. What is not opened opens itself at first use."""
 
-    async def start(self, definition: Definition, context: Any, saga_id: uuid.UUID) -> SagaWatch:
-        """Starts the saga, or finds it if it was started alike. Durable on return. Raises `StartRejected`."""
+    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
+        """Starts the saga with this context, as JSON data, or finds it if it was started alike. Durable on return. Raises `StartRejected`."""
 
     async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
         """Writes the start in the transaction of ``session``. Raises `ConfigurationError` if it cannot be there."""

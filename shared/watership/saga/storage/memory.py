@@ -9,8 +9,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from watership import codec
 from watership.errors import SagaNotFound
 from watership.machine.apply import fold
+from watership.machine.changes import change_from_list, change_to_list
 from watership.machine.plan import Plan
 from watership.machine.state import SagaState, Status
 from watership.saga.storage.protocol import (
@@ -49,11 +51,15 @@ class _Row:
     epoch: int
     lease_until_ms: int
     wake_at_ms: int | None
-    log: list[LogEntry]
+    log: list[LogEntry] | bytes  # packed, once the saga has ended
+
+    def entries(self) -> list[LogEntry]:
+        """The log, as a list of its own."""
+        return _unpacked(self.log) if isinstance(self.log, bytes) else list(self.log)
 
     def state(self, saga_id: uuid.UUID) -> SagaState:
         """The row's state, which shares nothing with the log that could be changed."""
-        state = fold(str(saga_id), (entry.changes for entry in self.log))
+        state = fold(str(saga_id), (entry.changes for entry in self.entries()))
         state.context = _copied(state.context)
         return state
 
@@ -88,7 +94,7 @@ class MemorySagaStorage:
         now = self._now_ms()
         until = now + lease_ms
         row = _Row(state.name, state.seq, state.status, None, False, input_hash, now, now, 1, until, until, [entry])
-        self._rows[saga_id] = row
+        self._rows[saga_id] = self._open[saga_id] = row
         self._settle(saga_id, row, state, now)
         return Lease(saga_id, 1, until, now)
 
@@ -119,6 +125,8 @@ class MemorySagaStorage:
         if row.seq != seq_before(state, entries):
             raise log_moved(lease, row.seq)
         now = self._now_ms()
+        if isinstance(row.log, bytes):
+            row.log = _unpacked(row.log)
         row.log.extend(entries)
         row.updated_at_ms = now
         if release:
@@ -163,7 +171,7 @@ class MemorySagaStorage:
     async def history(self, saga_id: uuid.UUID) -> list[LogEntry]:
         """See `SagaStorage.history`."""
         row = self._rows.get(saga_id)
-        return list(row.log) if row is not None else []
+        return row.entries() if row is not None else []
 
     async def keep_signal(self, signal: EarlySignal) -> None:
         """See `SagaStorage.keep_signal`."""
@@ -246,7 +254,7 @@ class MemorySagaStorage:
         row = self._rows.get(saga_id)
         if row is None:
             raise SagaNotFound(f"there is no saga {saga_id}")
-        return history_lines(saga_id, row.log)
+        return history_lines(saga_id, row.entries())
 
     def _held(self, lease: Lease) -> _Row | None:
         row = self._rows.get(lease.saga_id)
@@ -258,15 +266,31 @@ class MemorySagaStorage:
         row.parked_reason, row.paused = state.parked_reason, state.paused
         if ended(state):
             row.wake_at_ms = None
+            row.log = _packed(row.log)
             self._open.pop(saga_id, None)
-        else:
-            if row.wake_at_ms is None:
-                row.wake_at_ms = now
+        elif row.wake_at_ms is None:
+            row.wake_at_ms = now
             self._open[saga_id] = row
 
     def _newest(self) -> Iterator[tuple[uuid.UUID, _Row]]:
         # Insertion order is creation order, unless a test's clock went backwards.
         return reversed(self._rows.items())
+
+
+def _packed(log: list[LogEntry] | bytes) -> bytes:
+    """A log as bytes: as objects, what has ended was walked by every garbage collection, for a sixth of a saga's cost."""
+    if isinstance(log, bytes):
+        return log
+    return codec.dumps(
+        [(entry.seq, entry.at_ms, entry.cause, [change_to_list(change) for change in entry.changes]) for entry in log]
+    )
+
+
+def _unpacked(log: bytes) -> list[LogEntry]:
+    return [
+        LogEntry(seq, at_ms, cause, tuple(change_from_list(values) for values in changes))
+        for seq, at_ms, cause, changes in codec.loads(log)
+    ]
 
 
 def _copied(value: Any) -> Any:

@@ -46,7 +46,7 @@ class SagaRecord:
     updated_at_ms: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value
 class Lease:
     """The right to drive one saga until ``until_ms`` by the store's clock; ``now_ms`` is when it was given."""
 
