@@ -10,11 +10,9 @@ import json
 import uuid
 from collections.abc import Iterator
 
-import docker  # type: ignore[import-untyped]
 import pika
 import pika.exceptions
 import pytest
-from docker.errors import DockerException  # type: ignore[import-untyped]
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
@@ -27,7 +25,7 @@ from watership.messages import Signal
 from watership_worker import Worker
 
 from tests.chaos.ground import POLICIES, PrivateGround
-from tests.support.docker_servers import IMAGES
+from tests.support.docker_servers import IMAGES, has_engine
 from tests.support.endpoints import RABBITMQ, wait_until_answering
 from tests.support.proxy import Proxy
 from tests.support.running import Running, running
@@ -146,12 +144,7 @@ async def look_until_completed(system: Running, sagas: list[uuid.UUID]) -> None:
 
 @contextlib.contextmanager
 def rabbitmq_4() -> Iterator[str]:
-    try:
-        client = docker.from_env(timeout=10)
-        client.ping()
-        client.images.get(IMAGES[RABBITMQ])
-        client.close()
-    except (DockerException, OSError):
+    if not has_engine(IMAGES[RABBITMQ]):
         pytest.skip(f"no Docker engine with the image {IMAGES[RABBITMQ]} here")
     testcontainers_config.ryuk_disabled = True
     container = DockerContainer(IMAGES[RABBITMQ]).with_exposed_ports(5672)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import docker  # type: ignore[import-untyped]
@@ -27,17 +29,30 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
 START_WITHIN_S = 120
 
 
+def has_engine(image: str | None = None) -> bool:
+    """Whether a Docker engine answers, and has this image."""
+    with contextlib.suppress(DockerException, OSError):
+        client = docker.from_env(timeout=10)
+        client.ping()
+        if image is not None:
+            client.images.get(image)
+        client.close()
+        return True
+    with (
+        warnings.catch_warnings()
+    ):  # a client that is refused leaves its socket to the garbage collector, which complains
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    return False
+
+
 @contextlib.contextmanager
 def running(wanted: Sequence[str], say: Callable[[str], None]) -> Iterator[dict[str, Endpoint]]:
     """Start a container for each server that is wanted; remove them, and their volumes, at the end."""
     # Ryuk is one more image to pull, and the keeper outlives whatever happens to the test run: it cleans up itself.
     testcontainers_config.ryuk_disabled = True
-    try:
-        client = docker.from_env(timeout=10)
-        client.ping()
-        client.close()
-    except (DockerException, OSError) as error:
-        raise Unavailable("no engine answers") from error
+    if not has_engine():
+        raise Unavailable("no engine answers")
     say(f"servers: starting {' and '.join(IMAGES[server] for server in wanted)} in Docker")
     with contextlib.ExitStack() as stack:
         containers = {server: _start(server, stack) for server in wanted}
