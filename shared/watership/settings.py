@@ -30,7 +30,7 @@ class Settings(BaseSettings):
         description="which system on a shared broker and database",
     )
     prefetch: int = pydantic.Field(default=500, ge=1, le=2000, description="messages in hand, per queue")
-    batch_size_max: int = pydantic.Field(default=200, ge=1, le=2000, description="arrivals in one transaction")
+    batch_size_max: int = pydantic.Field(default=500, ge=1, le=2000, description="arrivals in one transaction")
     concurrency: int = pydantic.Field(default=50, ge=1, le=2000, description="handlers at once, per worker")
     reap_every_s: float = pydantic.Field(default=1.0, gt=0, description="how often a reaper looks")
     reap_batch_max: int = pydantic.Field(default=200, ge=1, le=2000, description="sagas in one look")

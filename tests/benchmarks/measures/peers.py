@@ -7,14 +7,14 @@ from tests.benchmarks.contenders import celery, dbos, distributed, python_cqrs, 
 
 TITLE = "Throughput, beside the peers"
 IS_LONG = False
-OURS = "watership-1-1"
+OURS = "watership-2-1"
 GOALS = {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-16": 5.0, "celery-2": 5.0, "relay": 2.5}
 
 
 def measure(bench: Bench) -> Data:
     """Every peer as it fills the machine; in a full run as one process too, and with more at once."""
     contenders = [
-        distributed(),
+        distributed(2, 1),
         python_cqrs("postgres", 2, 16),
         dbos(2, 16),
         restate(2, 16),
