@@ -59,16 +59,17 @@ def _run(bench: Bench, names: list[str], path: Path, given: argparse.Namespace) 
         began_s = time.monotonic()
         try:
             found = PARTS[name].measure(bench)
+            lines = MAKERS[name](found)
         except Exception:  # noqa: BLE001  # whatever it was, the other parts go on
             status = 1
             bench.say(f"{name} failed:\n{traceback.format_exc()}")
             continue
         found |= {"on": time.strftime("%Y-%m-%d"), "took_s": time.monotonic() - began_s, "quick": given.quick}
         results.parts[name] = found
-        for line in MAKERS[name](found):
-            bench.say(line)
         if is_kept:
             results.write(path)
+        for line in lines:
+            bench.say(line)
     if is_kept and path == RESULTS:
         draw(results)
     return status

@@ -59,6 +59,7 @@ class Bench:
     def interleaved(self, contenders: Sequence[Contender], rounds: int | None = None) -> dict[str, Data]:
         """Each in turn, and so several times. One that fails says so in its place, and the others go on."""
         runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+        assert len(runs) == len(contenders), "two of them have one name"
         failed: dict[str, str] = {c.name: c.missing for c in contenders if c.missing is not None}
         for _ in range(rounds or self.rounds):
             for contender in contenders:

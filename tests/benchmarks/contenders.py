@@ -62,6 +62,9 @@ class Contender:
 # --- Watership
 
 
+AT_ONCE = 2_000
+
+
 def services(
     ground: Ground, orchestrators: int = 1, workers: int = 1, worker: str = "saga", more: dict[str, str] | None = None
 ) -> list[Program]:
@@ -88,7 +91,7 @@ def load(ground: Ground, seconds: float, **options: object) -> Program:
     return Program("client", tuple(command), is_driver=True)
 
 
-def distributed(orchestrators: int = 1, workers: int = 1, at_once: int = 2_000) -> Contender:
+def distributed(orchestrators: int = 1, workers: int = 1, at_once: int = AT_ONCE) -> Contender:
     """All services on RabbitMQ and Postgres."""
 
     def programs(ground: Ground, seconds: float) -> list[Program]:
@@ -96,12 +99,16 @@ def distributed(orchestrators: int = 1, workers: int = 1, at_once: int = 2_000) 
 
     names = f"{orchestrators} orchestrator{'s' * (orchestrators > 1)}, {workers} worker{'s' * (workers > 1)}"
     return Contender(
-        f"watership-{orchestrators}-{workers}",
+        f"watership-{orchestrators}-{workers}" + (f"-{at_once}" if at_once != AT_ONCE else ""),
         f"Watership, distributed ({names})",
         f"RabbitMQ quorum queues and Postgres; a reaper too; {at_once:,} sagas on their way",
         orchestrators + workers + 2,  # the client and the reaper
         programs,
     )
+
+
+# What is set beside the peers: as many processes as fill two cores.
+FILLING = distributed(2, 1)
 
 
 def awaited(at_once: int) -> Contender:

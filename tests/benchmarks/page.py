@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import plots
+from tests.benchmarks.contenders import FILLING
 from tests.benchmarks.goals import goals
 from tests.benchmarks.measures.recovery import rates
 from tests.benchmarks.results import Results
@@ -23,8 +24,8 @@ PLOT_TITLES = {
     "memory": "Resident memory over time",
 }
 NOT_YET = ["Not measured yet."]
-OURS, BAR_NAMES = "watership-1-1", {
-    "watership-1-1": "Watership, distributed",
+BAR_NAMES = {
+    FILLING.name: "Watership, distributed",
     "cqrs-postgres-2-16": "python-cqrs, Postgres, 2 processes",
     "dbos-2-16": "DBOS, 2 processes",
     "restate-2-16": "Restate, 2 service processes",
@@ -86,7 +87,7 @@ def _peers(found: dict[str, Any]) -> str | None:
     for name, label in BAR_NAMES.items():
         rate = found["series"].get(name, {}).get("rate")
         if rate is not None:
-            rows.append((label, rate["median"], rate["min"], rate["max"], name == OURS))
+            rows.append((label, rate["median"], rate["min"], rate["max"], name == FILLING.name))
     return (
         plots.bars("Sagas a second: three steps that do nothing, all filling the same machine", rows) if rows else None
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tests.benchmarks.contenders import FILLING
+
 Data = dict[str, Any]
 
 GROUPS = (
@@ -76,7 +78,7 @@ def cpu_sum(series: Data) -> str:
 
 def peers(found: Data) -> list[str]:
     """Ours and theirs."""
-    ours = found["series"]["watership-1-1"].get("rate")
+    ours = found["series"][FILLING.name].get("rate")
     rows = []
     for series in found["series"].values():
         ratio = ours["median"] / series["rate"]["median"] if ours and "rate" in series else None
@@ -167,7 +169,7 @@ def finished(found: Data) -> list[str]:
 
 def barrier(found: Data) -> list[str]:
     """Without and with."""
-    titles = {"watership-1-1": "steps that do nothing, no barrier"}
+    titles = {"watership-1-1-300": "steps that do nothing, no barrier"}
     rows = [
         (titles.get(name, one["title"]), rate_of(one), cpu_sum(one), cpu_of(one.get("cpu_ms", {})))
         for name, one in found["series"].items()

@@ -31,7 +31,7 @@ SERIES = {
 }  # fmt: skip
 FAILED = {"title": "Nobody", "settings": "none", "processes": 1, "failed": "celery is not installed in .venv-peers"}
 PEERS = {
-    "on": "2026-01-31", "quick": False, "series": {"watership-1-1": SERIES, "dbos-2-16": SERIES, "celery-2": FAILED},
+    "on": "2026-01-31", "quick": False, "series": {"watership-2-1": SERIES, "dbos-2-16": SERIES, "celery-2": FAILED},
     "ratios": {"cqrs-postgres-2-16": 8.0, "dbos-2-16": 3.0, "restate-2-16": 6.0, "celery-2": None, "relay": 2.5},
     "goals": {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-16": 5.0, "celery-2": 5.0, "relay": 2.5},
 }  # fmt: skip
@@ -103,7 +103,7 @@ def test_a_peer_that_is_not_installed_is_left_out_and_one_that_fails_stops_nobod
     absent = dataclasses.replace(dbos(), needs=(Path("/nowhere/python"),))
     found = bench.interleaved([absent, distributed()])
     assert found["dbos-1-16"]["failed"] == "python is not installed in .venv-peers"
-    assert "failed" in found["watership-1-1"]
+    assert "failed" in found["watership-2-1"]
     assert len(said) == 1
 
 

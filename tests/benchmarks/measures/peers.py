@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from tests.benchmarks.bench import Bench, Data, ratio
-from tests.benchmarks.contenders import celery, dbos, distributed, python_cqrs, relay, restate
+from tests.benchmarks.contenders import FILLING, celery, dbos, python_cqrs, relay, restate
 
 TITLE = "Throughput, beside the peers"
 IS_LONG = False
-OURS = "watership-2-1"
 GOALS = {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-16": 5.0, "celery-2": 5.0, "relay": 2.5}
 
 
 def measure(bench: Bench) -> Data:
     """Every peer as it fills the machine; in a full run as one process too, and with more at once."""
     contenders = [
-        distributed(2, 1),
+        FILLING,
         python_cqrs("postgres", 2, 16),
         dbos(2, 16),
         restate(2, 16),
@@ -26,5 +25,5 @@ def measure(bench: Bench) -> Data:
     if not bench.is_quick:
         others = [python_cqrs("postgres", 1, 16), python_cqrs("postgres", 3, 16), dbos(1, 16), restate(2, 32)]
         series |= bench.interleaved(others, rounds=1)
-    ratios = {name: ratio(series[OURS], series[name]) for name in GOALS}
+    ratios = {name: ratio(series[FILLING.name], series[name]) for name in GOALS}
     return {"series": series, "ratios": ratios, "goals": GOALS}
