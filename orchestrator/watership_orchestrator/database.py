@@ -14,6 +14,8 @@ from watership.saga.storage.trouble import Trouble, trouble_of
 SERVER_SETTINGS = {
     "application_name": "watership",
     "jit": "off",
+    # Each statement is by key or through a partial index, whatever the tables have grown to (tested): to plan it anew for
+    # each batch would only cost.
     "plan_cache_mode": "force_generic_plan",
     "lock_timeout": "2s",
     "statement_timeout": "10s",

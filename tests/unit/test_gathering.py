@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from watership import codec
 from watership.bus.gathering import (
     LINES,
+    OPENED_BYTES_MAX,
     OPENED_PARTS_MAX,
     PARTS_BYTES_MAX,
     PARTS_MAX,
@@ -115,8 +116,9 @@ def test_headers_that_cannot_be_read_are_none() -> None:
 
 
 def test_what_holds_too_many_is_not_opened() -> None:
-    whole = delivery(message(0, type="kind" + LINES, body=b"\n" * OPENED_PARTS_MAX))
-    assert opened(whole) == [whole]
+    for body in (b"\n" * OPENED_PARTS_MAX, b"x" * OPENED_BYTES_MAX + b"\n"):
+        whole = delivery(message(0, type="kind" + LINES, body=body))
+        assert opened(whole) == [whole]
 
 
 # --- when it goes

@@ -32,7 +32,6 @@ OPENED_PARTS_MAX = 1_000  # of what a stranger sent: with more it is not opened,
 OPENED_BYTES_MAX = 1_048_576
 
 ItemT = TypeVar("ItemT")
-OnDelivery = Callable[[Delivery], Awaitable[None] | None]
 
 
 class Gatherer(Generic[ItemT]):
@@ -217,8 +216,8 @@ class Parcels:
         self._bus = bus
 
     @staticmethod
-    def opening(on_delivery: OnDelivery) -> Callable[[Delivery], None]:
-        """For `Bus.consume`: hands on each part. What ``on_delivery`` returns must be None."""
+    def opening(on_delivery: Callable[[Delivery], None]) -> Callable[[Delivery], None]:
+        """For `Bus.consume`: hands on each part."""
 
         def arrive(delivery: Delivery) -> None:
             for part in opened(delivery):
@@ -264,6 +263,7 @@ class Parcels:
             message_id=delivery.message_id or "",
             reply_to=delivery.reply_to,
             expiration_ms=delivery.expiration_ms,
+            # Without what the broker has noted of the message that it came in.
             headers={name: value for name, value in delivery.headers.items() if not name.startswith("x-")},
         )
         (fate,) = await self._bus.publish([message])
