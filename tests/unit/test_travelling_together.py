@@ -21,9 +21,9 @@ from watership_orchestrator.engine import SPREAD, Engine
 TOPOLOGY = Topology("test")
 
 
-async def sent(count: int, **settings: bool) -> list[int]:
+async def sent(count: int, *, rerun: bool = True) -> list[int]:
     """How many commands each message to a step's queue carries, when so many sagas start in one batch."""
-    plan = Plan("Order", (StepPlan("A", "a", **settings),))
+    plan = Plan("Order", (StepPlan("A", "a", rerun=rerun),))
     broker = MemoryBroker()
     bus = MemoryBus(broker)
     await bus.open()
