@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from watership.bus.acks import Acks
-from watership.bus.gathering import Parcels
+from watership.bus.gathering import Parcels, is_part
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_id, new_token
@@ -158,8 +158,10 @@ class Consumer:
             await self._parcels.reject(delivery, requeue=False)
             return
         if not await self._has_slot(delivery):  # others may have one
-            await self._parcels.hand_back(dataclasses.replace(delivery, message_id=message.message_id))
-            return
+            if await self._parcels.hand_back(dataclasses.replace(delivery, message_id=message.message_id)):
+                return
+            delivery = dataclasses.replace(delivery, redelivered=True)  # it may be there all the same, and run twice
+            await self._slots.acquire()
         try:
             reply = await self._run(message, delivery)
         except Exception as error:  # without a reply it would be held for ever, and with it a place in the queue
@@ -170,8 +172,11 @@ class Consumer:
         await self._replier.send(self._message(message, reply, delivery), delivery)
 
     async def _has_slot(self, delivery: Delivery) -> bool:
-        """Waits for a slot, but not for long; what was delivered before stays here: anew, it would not say so."""
-        if delivery.redelivered or not self._slots.locked():
+        """Waits for a slot; but what came with others, and may be more than runs here, not for long.
+
+        What was delivered before stays here: sent anew, it would not say so.
+        """
+        if delivery.redelivered or not is_part(delivery) or not self._slots.locked():
             await self._slots.acquire()
             return True
         try:
