@@ -38,7 +38,7 @@ async def test_a_bad_start_among_good_ones_dies_alone_with_the_reason_to_its_sen
     await system.bus.consume(answers_queue, prefetch=0, on_delivery=answers.put_nowait)
     good = [uuid.uuid4() for _ in range(20)]
     misfit = uuid.uuid4()
-    lines = [*(start(saga_id, {"order_id": "1"}) for saga_id in good), start(misfit, {"order_id": 7}), b"{", b""]
+    lines = [*(start(saga_id, {"order_id": "1"}) for saga_id in good), start(misfit, {"order_id": 7}), b"", b"{"]
     await system.send_raw("start", b"\n".join(lines), "start-saga-lines", reply_to=answers_queue)
     for saga_id in good:
         await system.until(saga_id, status="COMPLETED")

@@ -55,10 +55,8 @@ class _Consumer:
         return self.takes and (self.prefetch == 0 or len(self.unacked) < self.prefetch)
 
     def hand_over(self, entry: _Entry) -> None:
-        self.unacked[entry.sequence] = entry
-        message = entry.message
+        self.unacked[entry.sequence], message = entry, entry.message
         delivery = Delivery(
-            expiration_ms=entry.message.expiration_ms,
             queue=self.queue.name,
             body=message.body,
             type=message.type,
@@ -68,6 +66,7 @@ class _Consumer:
             redelivered=entry.redelivered,
             headers=dict(message.headers),
             handle=(self, entry.sequence),
+            expiration_ms=message.expiration_ms,
         )
         self.bus.hand_over(self.on_delivery, delivery)
 
