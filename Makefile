@@ -96,12 +96,11 @@ $(VENV_DEMO)/.locked: $(LOCK)/base.txt $(LOCK)/build.txt
 # What `make bench` compares with. A peer that cannot be installed stops nothing: the run says that it is not there.
 $(VENV_PEERS)/.locked: $(LOCK)/peers.txt $(LOCK)/restate/package-lock.json
 	$(call make_venv,$(VENV_PEERS),$(LOCK)/peers.txt)
-	@$(VENV_PEERS)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r $(LOCK)/peers.txt || \
-		echo "the peers could not be installed: the benchmarks are of Watership alone" >&2
+	@$(VENV_PEERS)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r $(LOCK)/peers.txt && touch $@ || \
+		echo "the peers could not be installed, which is tried again next time: the benchmarks are of Watership alone" >&2
 	@mkdir -p $(VENV_PEERS)/restate && cp $(LOCK)/restate/*.json $(VENV_PEERS)/restate/
 	@npm ci --silent --ignore-scripts --no-audit --no-fund --prefix $(VENV_PEERS)/restate || \
-		echo "Restate could not be installed (it needs npm): the benchmarks go on without it" >&2
-	@touch $@
+		echo "Restate could not be installed (it needs npm; make clean, to try again): the benchmarks go on without it" >&2
 
 .PRECIOUS: %/.locked
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.exc
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -14,6 +18,8 @@ from watership.saga.storage.trouble import Trouble, trouble_of
 SERVER_SETTINGS = {
     "application_name": "watership",
     "jit": "off",
+    # Each statement is by key or through a partial index, whatever the tables have grown to (tested): to plan it anew for
+    # each batch would only cost.
     "plan_cache_mode": "force_generic_plan",
     "lock_timeout": "2s",
     "statement_timeout": "10s",
@@ -28,7 +34,7 @@ def open_database(url: str) -> AsyncEngine:
         raise ConfigurationError(
             f"the services need PostgreSQL, as postgresql+asyncpg://…; the database URL says {parsed.drivername}"
         )
-    return create_async_engine(
+    database = create_async_engine(
         parsed,
         pool_size=4,
         max_overflow=6,
@@ -36,6 +42,15 @@ def open_database(url: str) -> AsyncEngine:
         pool_recycle=1_800,
         connect_args={"timeout": 10, "command_timeout": 15, "server_settings": SERVER_SETTINGS},
     )
+    sa.event.listen(database.sync_engine, "checkout", _refuse_one_in_a_transaction)
+    return database
+
+
+def _refuse_one_in_a_transaction(connection: Any, *_: object) -> None:
+    """A BEGIN that timed out may have begun one after all: the next one's COMMIT would only release a savepoint."""
+    driver = connection.driver_connection
+    if driver.is_in_transaction() or getattr(driver, "_top_xact", None) is not None:
+        raise sa.exc.DisconnectionError("it was given back in a transaction")  # the pool takes another
 
 
 async def check_database(database: AsyncEngine) -> None:

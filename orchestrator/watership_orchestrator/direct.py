@@ -50,13 +50,18 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[Direct]:
     async with engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection
         assert driver is not None, "a connection that was just taken has one"
+        begun = False
         try:
             with _as_sqlalchemys("COMMIT", driver):
                 async with driver.transaction():
+                    begun = True
                     yield Direct(driver)
+                if driver.is_in_transaction():
+                    raise asyncpg.InterfaceError("the transaction was not ended by its commit")
         finally:
-            if driver.is_closed() or driver.is_in_transaction():
-                await connection.invalidate()  # the pool must not give it to anybody else
+            # A BEGIN that failed may have begun a transaction all the same. The pool must not give that to anybody else.
+            if not begun or driver.is_closed() or driver.is_in_transaction():
+                await connection.invalidate()
 
 
 @functools.lru_cache(maxsize=256)

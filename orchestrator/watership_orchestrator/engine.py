@@ -33,6 +33,7 @@ log = logging.getLogger("watership.orchestrator")
 PUBLISH_WINDOW_S = 5.0
 OWED_RETRY_MS = 5_000
 UNMADE_RETRY_MS = 60_000
+TOGETHER_MAX = 10  # commands in a message: what is done is done again with what ends its worker
 SPREAD = 8  # messages for each step's queue, before its commands are gathered: several workers may wait there
 
 
@@ -123,7 +124,9 @@ class Engine:
         messages: list[Message] = [item.message for item in outgoing]
         messages.extend(told.values())
         alone = {index for index in range(len(messages)) if index >= len(outgoing) or not outgoing[index].gathers}
-        fates = await publish_gathered(self._bus, messages, spread=SPREAD, alone=alone) if messages else []
+        fates: list[Fate] = []
+        if messages:
+            fates = await publish_gathered(self._bus, messages, spread=SPREAD, parts_max=TOGETHER_MAX, alone=alone)
         untold = {index for index, fate in zip(told, fates[len(outgoing) :], strict=True) if fate is not Fate.CONFIRMED}
         decided.result.redeliver.extend(rejections[index].arrival for index in untold)
         return await self._settle(decided.judgements, list(zip(outgoing, fates, strict=False)), unmade)

@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import Sequence
 
-from watership.bus.gathering import Settling
+from watership.bus.gathering import Parcels, is_part
 from watership.bus.protocol import Delivery
 from watership.messages import StartSaga, StepReply
 from watership.service import Tasks
@@ -41,8 +41,8 @@ def hold_s(returns: int) -> float:
 class NewerSagas:
     """Holds, hands back and keeps, beside the batches."""
 
-    def __init__(self, settling: Settling, letters: DeadLetters, tasks: Tasks, chance: random.Random) -> None:
-        self._settling = settling
+    def __init__(self, parcels: Parcels, letters: DeadLetters, tasks: Tasks, chance: random.Random) -> None:
+        self._parcels = parcels
         self._letters = letters
         self._tasks = tasks
         self._chance = chance
@@ -74,7 +74,9 @@ class NewerSagas:
         except TimeoutError:
             pass
         for delivery in deliveries:
-            await self._settling.reject(delivery, requeue=True)
+            # What came with others does not bring them with it, unless it must say that it was delivered before.
+            if not is_part(delivery) or delivery.redelivered or not await self._parcels.hand_back(delivery):
+                await self._parcels.reject(delivery, requeue=True)
 
     async def _keep(self, deliveries: Sequence[Delivery]) -> None:
         letters = [dataclasses.replace(letter_of(delivery), reason=REASON, judge=True) for delivery in deliveries]
@@ -89,4 +91,4 @@ class NewerSagas:
             "kept for one (`watership dead list`)",
             len(deliveries),
         )
-        await self._settling.ack(deliveries)
+        await self._parcels.ack(deliveries)

@@ -79,7 +79,7 @@ class StepRows:
         self._step = {"of_saga": saga_id, "of_step": step}
         self._attempt = attempt
         self._dialect = connection.dialect.name
-        now_ms(self._dialect)
+        now_ms(self._dialect)  # raises for a dialect that it does not know
 
     async def insert(self, action: str, generation: int, state: str) -> bool:
         """Whether the row is ours. Waits for a transaction that has just inserted the same, and may roll back yet."""

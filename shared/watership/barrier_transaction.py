@@ -185,7 +185,7 @@ def watch(connection: AsyncConnection, block: Block, settled_row: sa.Select[Any]
     target = _sync_of(connection)
     if target.engine not in _listened:  # once for an engine: a connection's own listeners cost more than its statements
         _listened.add(target.engine)
-        for name in ("commit", "rollback", "before_cursor_execute"):
+        for name in _HEARS:
             event.listen(target.engine, name, functools.partial(_tell, name))
     found = _watches.get(target)
     if found is None:

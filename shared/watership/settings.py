@@ -29,7 +29,9 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_\-]+$",
         description="which system on a shared broker and database",
     )
-    prefetch: int = pydantic.Field(default=500, ge=1, le=2000, description="messages in hand, per queue")
+    prefetch: int = pydantic.Field(
+        default=500, ge=1, le=2000, description="messages in hand, per queue; under load each carries many"
+    )
     batch_size_max: int = pydantic.Field(default=500, ge=1, le=2000, description="arrivals in one transaction")
     concurrency: int = pydantic.Field(default=50, ge=1, le=2000, description="handlers at once, per worker")
     reap_every_s: float = pydantic.Field(default=1.0, gt=0, description="how often a reaper looks")

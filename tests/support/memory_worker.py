@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from watership import SagaContext, SagaStepHandler
-from watership.bus.gathering import Parcels
+from watership.bus.gathering import Parcels, publish_gathered
 from watership.bus.memory import MemoryBroker, MemoryBus, QueueDepth
 from watership.bus.protocol import Delivery, Fate
 from watership.bus.topology import Topology
@@ -84,8 +84,9 @@ class Mind:
         action: Action = Action.ACT,
         breaker: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        together: bool = False,
     ) -> None:
-        """Sends a command to each step, all at once."""
+        """Sends a command to each step, all at once; ``together``: to one step, in one message."""
         await self._bus.declare([], [TOPOLOGY.step_queue(name) for name in set(steps)])
         messages = [
             StepCommand(
@@ -102,7 +103,8 @@ class Mind:
             ).addressed("test", TOPOLOGY.step_key(name), message_id=uuid.uuid4().hex, headers=headers)
             for name in steps
         ]
-        assert await self._bus.publish(messages) == [Fate.CONFIRMED] * len(steps)
+        fates = await (publish_gathered(self._bus, messages) if together else self._bus.publish(messages))
+        assert fates == [Fate.CONFIRMED] * len(steps)
 
     async def hand_to_one_that_dies(self, name: str) -> None:
         """Another worker takes what is in the step's queue, and dies: it is delivered again."""

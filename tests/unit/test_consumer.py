@@ -15,7 +15,7 @@ from watership.errors import ConfigurationError
 from watership.machine.state import Action
 from watership.messages import ReplyOutcome
 from watership.saga.compile import Step
-from watership_worker import Worker
+from watership_worker import Worker, consumer
 from watership_worker.consumer import Consumer
 
 from tests.support.memory_worker import WITHIN_S, Mind, Order, step
@@ -170,6 +170,24 @@ async def test_no_more_than_its_concurrency_run_at_once_whatever_the_number_of_q
         for _ in range(4):
             await mind.reply()
     assert (calls.count, calls.peak) == (4, 2)
+
+
+async def test_what_came_with_others_and_waits_too_long_is_run_by_a_worker_that_has_time(
+    mind: Mind, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "IN_HAND_WITHIN_S", 0.05)
+    calls.gate.clear()
+    other = Calls()
+    await mind.send("Charge", "Charge", together=True)
+    async with running(mind.worker(Worker(handlers=[step("Charge", calls)]), concurrency=1)):
+        await calls.entered.wait()
+        async with running(mind.worker(Worker(handlers=[step("Charge", other)]), concurrency=1)):
+            reply, _ = await mind.reply()  # of the second one: the first waits
+            assert (calls.count, other.count, reply.redelivered) == (1, 1, False)
+        calls.gate.set()
+        reply, _ = await mind.reply()
+    assert (calls.count, reply.redelivered) == (1, False)
+    assert mind.depth("Charge") == QueueDepth(0, 0, 0)
 
 
 @pytest.mark.parametrize("headers", [{"traceparent": "00-abc-def-01"}, {}])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from watership import codec
+from watership.bus import gathering
 from watership.bus.gathering import (
     LINES,
+    OPENED_BYTES_MAX,
     OPENED_PARTS_MAX,
     PARTS_BYTES_MAX,
     PARTS_MAX,
@@ -106,7 +109,7 @@ def delivery(one: Message) -> Delivery:
 
 
 def test_headers_that_cannot_be_read_are_none() -> None:
-    whole = message(0, type="kind" + LINES, body=b'{}\t{"a":\n{"b":1}\t[1]\n')
+    whole = message(0, type="kind" + LINES, body=b'{}\t{"a":\n{"b":1}\t[1]\n\n')
     assert [(part.body, dict(part.headers)) for part in opened(delivery(whole))] == [
         (b"{}", {}),
         (b'{"b":1}', {}),
@@ -115,8 +118,9 @@ def test_headers_that_cannot_be_read_are_none() -> None:
 
 
 def test_what_holds_too_many_is_not_opened() -> None:
-    whole = delivery(message(0, type="kind" + LINES, body=b"\n" * OPENED_PARTS_MAX))
-    assert opened(whole) == [whole]
+    for body in (b"\n" * (OPENED_PARTS_MAX + 1), b"x" * OPENED_BYTES_MAX + b"\n"):
+        whole = delivery(message(0, type="kind" + LINES, body=body))
+        assert opened(whole) == [whole]
 
 
 # --- when it goes
@@ -223,7 +227,22 @@ async def test_a_part_that_is_refused_is_dead_lettered_alone() -> None:
     assert desk.left == (0, 1)
 
 
-async def test_a_part_that_cannot_be_sent_alone_brings_the_whole_again() -> None:
+async def test_a_part_that_cannot_be_sent_alone_is_sent_when_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "ALONE_RETRY_S", 0.01)
+    desk = Desk()
+    await desk.open(message(0), message(1))
+    desk.broker.limit("q", 0)
+    await desk.parcels.reject(desk.parts[0], requeue=False)
+    await desk.parcels.ack([desk.parts[1]])
+    assert (desk.bodies(), desk.left) == ([0, 1], (1, 0)), "the others are not run again for its sake"
+    desk.broker.limit("q", None)
+    await desk.until(3)
+    assert (desk.bodies(), desk.parts[2].type) == ([0, 1, 0], "kind")
+
+
+async def test_one_that_never_can_brings_the_whole_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "ALONE_RETRY_S", 0.001)
+    monkeypatch.setattr(gathering, "ALONE_TRIES_MAX", 2)
     desk = Desk()
     await desk.open(message(0), message(1))
     desk.broker.limit("q", 0)
@@ -231,3 +250,15 @@ async def test_a_part_that_cannot_be_sent_alone_brings_the_whole_again() -> None
     await desk.parcels.ack([desk.parts[1]])
     await desk.until(4)
     assert desk.bodies() == [0, 1, 0, 1]
+
+
+async def test_what_a_stranger_sends_costs_nobody_anything() -> None:
+    """A type that is no kind, an id that is too long, a newline at the end, and what only the broker may say."""
+    assert opened(delivery(message(0, type=LINES)))[0].type == LINES
+    lines = opened(delivery(message(0, type="kind" + LINES, body=b'{}\t{"x-death":[1],"t":"1"}\n{}\n')))
+    assert [(part.body, dict(part.headers)) for part in lines] == [(b"{}", {"t": "1"}), (b"{}", {})]
+    desk = Desk()
+    await desk.open(message(0, message_id="é" * 127), message(1))
+    await desk.parcels.reject(desk.parts[0], requeue=False)
+    await desk.until(3)
+    assert len((desk.parts[2].message_id or "").encode()) <= 255

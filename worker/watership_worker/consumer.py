@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from watership.bus.acks import Acks
-from watership.bus.gathering import Parcels
+from watership.bus.gathering import Parcels, is_part
 from watership.bus.protocol import Bus, Delivery, Fate, Message, Subscription
 from watership.bus.topology import Topology
 from watership.chance import SYSTEM_CHANCE, new_id, new_token
@@ -85,7 +85,8 @@ class Consumer:
         if refused:
             raise ConfigurationError("; ".join(refused))
         for queue in queues:
-            # What waits for a slot is in hand, and will be run: little more than what runs.
+            # Little more than what runs at once; under load each message may carry several, and what waits for a slot for
+            # too long goes back to its queue.
             await self._consume(queue.name, self._settings.concurrency, self._parcels.opening(self._on_command))
 
     async def _consume(self, queue: str, prefetch: int, on_delivery: Callable[[Delivery], None]) -> None:
@@ -145,10 +146,9 @@ class Consumer:
     # --- commands
 
     def _on_command(self, delivery: Delivery) -> None:
-        arrived_s = asyncio.get_running_loop().time()
-        self._runs.begin(self._serve(delivery, arrived_s), name=f"command {delivery.message_id}")
+        self._runs.begin(self._serve(delivery), name=f"command {delivery.message_id}")
 
-    async def _serve(self, delivery: Delivery, arrived_s: float) -> None:
+    async def _serve(self, delivery: Delivery) -> None:
         try:
             message = read(delivery.type, delivery.body)
             if not isinstance(message, StepCommand):
@@ -157,17 +157,34 @@ class Consumer:
             log.warning("refused a message on %s: %s", delivery.queue, error)
             await self._parcels.reject(delivery, requeue=False)
             return
-        async with self._slots:
-            waited_s = asyncio.get_running_loop().time() - arrived_s
-            if waited_s > IN_HAND_WITHIN_S and not delivery.redelivered:  # others may have time for it
-                await self._parcels.hand_back(dataclasses.replace(delivery, message_id=message.message_id))
+        if not await self._has_slot(delivery):  # others may have one
+            if await self._parcels.hand_back(dataclasses.replace(delivery, message_id=message.message_id)):
                 return
-            try:
-                reply = await self._run(message, delivery)
-            except Exception as error:  # without a reply it would be held for ever, and with it a place in the queue
-                log.exception("saga %s: %s of step %s could not be run", message.saga_id, message.action, message.step)
-                reply = _could_not_run(message, error, delivery, new_token(self._chance))
+            delivery = dataclasses.replace(delivery, redelivered=True)  # it may be there all the same, and run twice
+            await self._slots.acquire()
+        try:
+            reply = await self._run(message, delivery)
+        except Exception as error:  # without a reply it would be held for ever, and with it a place in the queue
+            log.exception("saga %s: %s of step %s could not be run", message.saga_id, message.action, message.step)
+            reply = _could_not_run(message, error, delivery, new_token(self._chance))
+        finally:
+            self._slots.release()
         await self._replier.send(self._message(message, reply, delivery), delivery)
+
+    async def _has_slot(self, delivery: Delivery) -> bool:
+        """Waits for a slot; but what came with others, and may be more than runs here, not for long.
+
+        What was delivered before stays here: sent anew, it would not say so.
+        """
+        if delivery.redelivered or not is_part(delivery) or not self._slots.locked():
+            await self._slots.acquire()
+            return True
+        try:
+            async with asyncio.timeout(IN_HAND_WITHIN_S):
+                await self._slots.acquire()
+        except TimeoutError:
+            return False
+        return True
 
     async def _run(self, command: StepCommand, delivery: Delivery) -> StepReply:
         hands = self._worker.hands(command)

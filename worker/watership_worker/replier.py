@@ -40,7 +40,11 @@ class Replier:
 
     async def _send(self, replies: list[_Reply]) -> None:
         while replies:
-            fates = await publish_gathered(self._bus, [reply.message for reply in replies])
+            try:
+                fates = await publish_gathered(self._bus, [reply.message for reply in replies])
+            except Exception:  # a bug; but a reply that nobody sends would hold its command for ever
+                log.exception("%d replies could not be sent", len(replies))
+                fates = [Fate.UNCONFIRMED] * len(replies)
             sent = [reply for reply, fate in zip(replies, fates, strict=True) if fate is Fate.CONFIRMED]
             await self._commands.ack([reply.command for reply in sent])
             for reply in sent:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 FULL = 0.85  # of a core: a process that is busy for more of the time has no room
 SLOW_COMMIT_MS = 8.0
-MESSAGES_A_SAGA = 7  # when none goes together with another
+MESSAGES_A_SAGA = 12  # when none goes together with another: a start, three commands, replies and steps told, two ends
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

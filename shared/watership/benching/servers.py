@@ -18,6 +18,7 @@ from watership.saga.storage.schema import Base, log_table, saga_table, tombstone
 
 QUEUE = "bench"
 AT_ONCE = 200
+ARRIVES_WITHIN_S = 30.0
 BODY = b"x" * 500
 ALONE = 50
 
@@ -42,9 +43,10 @@ async def measure_broker(bus: Bus, topology: Topology, seconds: float) -> Broker
             raise BrokerUnavailable(f"the broker did not confirm a message to the queue {queue.name}")
 
     async def wait_until(count: int) -> None:
-        while arrived < count:
-            some.clear()
-            await some.wait()
+        async with asyncio.timeout(ARRIVES_WITHIN_S):
+            while arrived < count:
+                some.clear()
+                await some.wait()
 
     subscription = await bus.consume(queue.name, prefetch=2 * AT_ONCE, on_delivery=on_delivery)
     alone_s = []

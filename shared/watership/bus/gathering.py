@@ -30,9 +30,10 @@ PARTS_MAX = 100
 PARTS_BYTES_MAX = 65_536
 OPENED_PARTS_MAX = 1_000  # of what a stranger sent: with more it is not opened, and refused as it is
 OPENED_BYTES_MAX = 1_048_576
+ID_BYTES_MAX = 255
+ALONE_RETRY_S, ALONE_TRIES_MAX = 1.0, 60
 
 ItemT = TypeVar("ItemT")
-OnDelivery = Callable[[Delivery], Awaitable[None] | None]
 
 
 class Gatherer(Generic[ItemT]):
@@ -65,10 +66,15 @@ class Gatherer(Generic[ItemT]):
 
 
 async def publish_gathered(
-    bus: Bus, messages: Sequence[Message], *, spread: int = 1, alone: Collection[int] = ()
+    bus: Bus,
+    messages: Sequence[Message],
+    *,
+    spread: int = 1,
+    parts_max: int = PARTS_MAX,
+    alone: Collection[int] = (),
 ) -> list[Fate]:
     """Publishes them, gathered as `gathered` says; a fate for each, in their order."""
-    groups = gathered(messages, spread=spread, alone=alone)
+    groups = gathered(messages, spread=spread, parts_max=parts_max, alone=alone)
     fates = await bus.publish([message for message, _ in groups])
     by_index: dict[int, Fate] = {}
     for (_, indexes), fate in zip(groups, fates, strict=True):
@@ -77,7 +83,7 @@ async def publish_gathered(
 
 
 def gathered(
-    messages: Sequence[Message], *, spread: int = 1, alone: Collection[int] = ()
+    messages: Sequence[Message], *, spread: int = 1, parts_max: int = PARTS_MAX, alone: Collection[int] = ()
 ) -> list[tuple[Message, list[int]]]:
     """The messages that carry these, each with the numbers of those that it carries.
 
@@ -85,14 +91,14 @@ def gathered(
     the numbers of those that go as they are.
     """
     addresses = [_address(message) for message in messages]
-    parts_max = {address: min(PARTS_MAX, count // spread) for address, count in Counter(addresses).items()}
+    sizes_max = {address: min(parts_max, count // spread) for address, count in Counter(addresses).items()}
     groups: list[list[int]] = []
     filling: dict[object, tuple[list[int], int]] = {}
     for index, message in enumerate(messages):
         address = addresses[index] if index not in alone else index
         group, size_bytes = filling.get(address, ([], 0))
         size_bytes += len(message.body) + 1
-        if not group or len(group) >= parts_max.get(address, 1) or size_bytes > PARTS_BYTES_MAX:
+        if not group or len(group) >= sizes_max.get(address, 1) or size_bytes > PARTS_BYTES_MAX:
             group, size_bytes = [], len(message.body) + 1
             groups.append(group)
         group.append(index)
@@ -129,15 +135,21 @@ def _line(message: Message) -> bytes:
     return message.body + b"\t" + codec.dumps(message.headers) if message.headers else message.body
 
 
+def _lines(body: bytes) -> list[bytes]:
+    """Many programs end each line with a newline, the last one too."""
+    return body.removesuffix(b"\n").split(b"\n")
+
+
 def _parts(body: bytes) -> Iterable[tuple[bytes, Mapping[str, Any]]]:
     """The bodies in a gathered one, each with its headers; what cannot be read as such counts as none."""
-    for line in body.split(b"\n"):
+    for line in _lines(body):
         part, _, rest = line.partition(b"\t")
         headers: object = {}
         if rest:
             with contextlib.suppress(InvalidPayload, LimitExceeded):
                 headers = codec.decode(rest, what="the headers of a part")
-        yield part, headers if isinstance(headers, dict) else {}
+        # What the broker notes of a message, only the broker may say.
+        yield part, {n: v for n, v in headers.items() if not n.startswith("x-")} if isinstance(headers, dict) else {}
 
 
 def apart(message: Message) -> list[Message]:
@@ -181,9 +193,9 @@ class _Part:
 def opened(delivery: Delivery) -> list[Delivery]:
     """The deliveries that one stands for, each with a handle of its own: itself, if nothing is gathered in it."""
     kind = delivery.type or ""
-    if not kind.endswith(LINES) or len(delivery.body) > OPENED_BYTES_MAX:
+    if not kind.endswith(LINES) or kind == LINES or len(delivery.body) > OPENED_BYTES_MAX:
         return [delivery]
-    count = delivery.body.count(b"\n") + 1
+    count = len(_lines(delivery.body))
     if count > OPENED_PARTS_MAX:
         return [delivery]
     parcel = _Parcel(delivery, count)
@@ -215,10 +227,11 @@ class Parcels:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._under_way: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def opening(on_delivery: OnDelivery) -> Callable[[Delivery], None]:
-        """For `Bus.consume`: hands on each part. What ``on_delivery`` returns must be None."""
+    def opening(on_delivery: Callable[[Delivery], None]) -> Callable[[Delivery], None]:
+        """For `Bus.consume`: hands on each part."""
 
         def arrive(delivery: Delivery) -> None:
             for part in opened(delivery):
@@ -243,27 +256,42 @@ class Parcels:
         if not isinstance(part, _Part):
             await self._bus.reject(delivery, requeue=requeue)
             return
-        if requeue or not await self._sent_alone(delivery):
+        if requeue:
             part.parcel.comes_again = True
-        await self.ack([delivery])
-
-    async def hand_back(self, delivery: Delivery) -> None:
-        """Puts it at the end of its queue, for whoever has time: it was not begun, so it is not delivered twice."""
-        if await self._sent_alone(delivery):
             await self.ack([delivery])
-        else:
-            await self.reject(delivery, requeue=True)
+        elif not await self.hand_back(delivery):
+            task = asyncio.create_task(self._until_handed_back(delivery), name="sent alone")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def hand_back(self, part: Delivery) -> bool:
+        """Puts a part at the end of its queue, alone, for whoever has time. False: the broker did not say that it has it.
+
+        It must not have been begun: it is not delivered twice.
+        """
+        if not await self._sent_alone(part):
+            return False
+        await self.ack([part])
+        return True
+
+    async def _until_handed_back(self, part: Delivery) -> None:
+        """Its queue is full, say. The others wait with it, and are not run again for its sake."""
+        for _ in range(ALONE_TRIES_MAX):
+            await asyncio.sleep(ALONE_RETRY_S)
+            if await self.hand_back(part):
+                return
+        await self.reject(part, requeue=True)
 
     async def _sent_alone(self, delivery: Delivery) -> bool:
-        assert delivery.type, "a part has its kind"
         message = Message(
             exchange="",
             routing_key=delivery.queue,
             body=delivery.body,
-            type=delivery.type,
-            message_id=delivery.message_id or "",
+            type=delivery.type or "",
+            message_id=(delivery.message_id or "").encode()[-ID_BYTES_MAX:].decode(errors="ignore"),
             reply_to=delivery.reply_to,
             expiration_ms=delivery.expiration_ms,
+            # Without what the broker has noted of the message that it came in.
             headers={name: value for name, value in delivery.headers.items() if not name.startswith("x-")},
         )
         (fate,) = await self._bus.publish([message])

@@ -68,7 +68,9 @@ class Shape(Generic[_T]):
     def load(self, data: Mapping[str, Any]) -> _T:
         """The context from JSON data; fields that the class does not have are left out."""
         fields = self.fields
-        known = data if fields.issuperset(data) else {name: value for name, value in data.items() if name in fields}
+        known = (
+            dict(data) if fields.issuperset(data) else {name: value for name, value in data.items() if name in fields}
+        )
         try:
             loaded: _T = self._adapter.validator.validate_python(known, by_alias=False, by_name=True)
         except pydantic.ValidationError as error:

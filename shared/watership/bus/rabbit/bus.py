@@ -220,10 +220,11 @@ class RabbitBus:
             await self._open_publisher(connection)
 
     async def _open_publisher(self, connection: AbstractConnection) -> None:
+        tap = self._publishing.tap  # of this connection, whatever becomes of it while we wait
         opening = connection.channel(publisher_confirms=True, frame_buffer_size=0)
         channel = await bounded(opening, self._timeout_s, "a channel to publish on")
         assert isinstance(channel, Channel)
-        publisher = self._publisher = Publisher(connection, channel, self._publishing.tap, self._publish_timeout_s)
+        publisher = self._publisher = Publisher(connection, channel, tap, self._publish_timeout_s)
         self._generation += 1
 
         def on_closed(_: object) -> None:

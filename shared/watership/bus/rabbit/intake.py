@@ -125,6 +125,7 @@ class Intake:
     def _on_message(self, tag: int, redelivered: bool, properties: Mapping[str, Any], body: bytes) -> None:
         """Runs as the bytes are read: so it hands over, and never waits."""
         self._unacked[tag] = None
+        self._is_settled.clear()
         self._receive(
             Delivery(
                 queue=self._queue,
