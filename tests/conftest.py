@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import flow_steps
 from tests.support.endpoints import Unavailable
 from tests.support.processes import Processes
 from tests.support.servers import Servers, Session, open_session
@@ -88,6 +89,14 @@ def servers(server_session: Session) -> Servers:
 def broker_url(servers: Servers) -> str:
     """The broker of this run, shared by all its tests: keep to your `namespace`."""
     return servers.broker_url
+
+
+@pytest.fixture
+def fresh_flow_steps() -> Iterator[None]:
+    """What the steps of `flow_steps` do, and have done, is of one test."""
+    flow_steps.fresh()
+    yield
+    flow_steps.fresh()
 
 
 @pytest.fixture

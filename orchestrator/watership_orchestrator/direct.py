@@ -79,8 +79,6 @@ def _as_sqlalchemys(text: str, driver: asyncpg.Connection[Any]) -> Iterator[None
         integrity = isinstance(error, asyncpg.IntegrityConstraintViolationError)
         kind = sa.exc.IntegrityError if integrity else sa.exc.DBAPIError
         raise kind(text, None, error, connection_invalidated=driver.is_closed()) from error
-    except (
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-    ) as error:  # of a connection that is gone, or in disorder
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        # It is of a connection that is gone, or in disorder.
         raise sa.exc.InterfaceError(text, None, error) from error

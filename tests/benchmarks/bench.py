@@ -51,10 +51,10 @@ class Bench:
             finally:
                 made.clear()
 
-    def once(self, programs: Callable[[Ground, float], list[Program]], seconds: float | None = None) -> Run:
+    def once(self, programs: Callable[[Ground, float], list[Program]]) -> Run:
         """One run on a ground of its own. Raises Failed."""
         with self.ground() as ground:
-            return run_once(programs(ground, seconds or self.seconds), seconds or self.seconds)
+            return run_once(programs(ground, self.seconds), self.seconds)
 
     def interleaved(self, contenders: Sequence[Contender], rounds: int | None = None) -> dict[str, Data]:
         """Each in turn, and so several times. One that fails says so in its place, and the others go on."""

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, Any
 
 from tests.benchmarks.accounts import Accounts
@@ -47,11 +47,9 @@ class Run:
     """What came of it. ``cpu_ms``: of each group, for each saga that ended."""
 
     rate: float
-    ended: int
     latency_ms: dict[str, float]
     cpu_ms: dict[str, float]
     resident_bytes: dict[str, int]
-    answers: list[dict[str, Any]]
 
 
 class _Process:
@@ -162,10 +160,10 @@ def stage() -> Iterator[Stage]:
         made.close()
 
 
-def run_once(programs: list[Program], seconds: float, *, between: Callable[[], None] | None = None) -> Run:
+def run_once(programs: list[Program], seconds: float) -> Run:
     """Starts all, waits until the drivers are ready, lets them go, and reads the accounts while they run.
 
-    ``between``: called when all are ready, before they go. Raises Failed.
+    Raises Failed.
     """
     with stage() as on_stage:
         for program in programs:
@@ -176,8 +174,6 @@ def run_once(programs: list[Program], seconds: float, *, between: Callable[[], N
             if program.is_driver:  # one after the other: the first makes the tables
                 drivers.append(on_stage.begin(program))
                 drivers[-1].answer(READY_WITHIN_S)
-        if between is not None:
-            between()
         for driver in drivers:
             driver.go()
         time.sleep(WARM_S)
@@ -195,11 +191,9 @@ def _run_of(answers: list[dict[str, Any]], spent_s: dict[str, float], resident_b
     latency_ms = {name: max(one[name] for one in latencies) for name in latencies[0]} if latencies else {}
     return Run(
         rate=sum(answer["ended"] / answer["seconds"] for answer in answers),
-        ended=ended,
         latency_ms=latency_ms,
         cpu_ms={group: cpu_s * 1000 / ended for group, cpu_s in spent_s.items()} if ended else {},
         resident_bytes=resident_bytes,
-        answers=answers,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tests.benchmarks.bench import ratio
 from tests.benchmarks.contenders import FILLING
 
 Data = dict[str, Any]
@@ -78,12 +79,18 @@ def cpu_sum(series: Data) -> str:
 
 def peers(found: Data) -> list[str]:
     """Ours and theirs."""
-    ours = found["series"][FILLING.name].get("rate")
     rows = []
     for series in found["series"].values():
-        ratio = ours["median"] / series["rate"]["median"] if ours and "rate" in series else None
         title = f"{series['title']}<br><sub>{series['settings']}</sub>"
-        rows.append((title, str(series["processes"]), rate_of(series), times(ratio), cpu_sum(series)))
+        rows.append(
+            (
+                title,
+                str(series["processes"]),
+                rate_of(series),
+                times(ratio(found["series"][FILLING.name], series)),
+                cpu_sum(series),
+            )
+        )
     return table(("", "processes", RATE, "ours is", "CPU ms a saga, in all"), rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -26,18 +26,12 @@ from watership.machine.effects import PublishEvent, effects_of
 from watership.machine.state import Status
 from watership.saga.storage.protocol import SagaStorage
 
-from tests.support import flow_steps
 from tests.support.flow_steps import CALLS, HOOKS, A, Approval, Asked, B, C, Gate, Order, answers, raises, unknown
+
+pytestmark = pytest.mark.usefixtures("fresh_flow_steps")
 
 WITHIN_S = 20.0
 APPROVAL = Wait("approval", into="approval", timeout_s=3_600, reject_if=("approved", False))
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    flow_steps.fresh()
-    yield
-    flow_steps.fresh()
 
 
 class FlowSaga(Saga[Order]):

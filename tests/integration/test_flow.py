@@ -8,7 +8,7 @@ import dataclasses
 import json
 import types
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -42,7 +42,7 @@ from tests.support import flow_steps
 from tests.support.flow_steps import CALLS, HOOKS, A, Approval, Asked, B, C, Capture, Gate, Order, Ship, answers, raises
 from tests.support.running import Running
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.usefixtures("fresh_flow_steps"), pytest.mark.servers, pytest.mark.timeout(90)]
 WITHIN_S = 30.0
 APPROVAL = Wait("approval", into="approval", timeout_s=3_600, reject_if=("approved", False))
 
@@ -59,13 +59,6 @@ class Pivoted(Saga[Order]):
 @pytest.fixture
 def step_queues() -> set[str]:
     return {"A", "B", "C", "Capture", "Ship", "Asked"}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    flow_steps.fresh()
-    yield
-    flow_steps.fresh()
 
 
 def saga_of(steps: list[Any], **settings: Any) -> type[Saga[Any]]:

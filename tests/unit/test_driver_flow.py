@@ -7,7 +7,7 @@ import dataclasses
 import time
 import types
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -41,15 +41,10 @@ from watership.testing import fails, run, succeeds, unknown
 from tests.support import flow_steps
 from tests.support.flow_steps import CALLS, HOOKS, A, Approval, Asked, B, C, Capture, Gate, Order, Ship, raises
 
+pytestmark = pytest.mark.usefixtures("fresh_flow_steps")
+
 WITHIN_S = 20.0
 DAY_MS = 86_400_000
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    flow_steps.fresh()
-    yield
-    flow_steps.fresh()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextvars import ContextVar
 
 import pytest
@@ -11,21 +10,15 @@ import pytest
 from watership import MemorySagaStorage, OperationRefused, Saga, SagaMap, SagaMediator, bootstrap
 from watership.machine.state import Status
 
-from tests.support import flow_steps
 from tests.support.flow_steps import CALLS, HOOKS, A, B, Order
+
+pytestmark = pytest.mark.usefixtures("fresh_flow_steps")
 
 TENANT = ContextVar("TENANT", default="nobody")
 
 
 class Plain(Saga[Order]):
     steps = [A, B]
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    flow_steps.fresh()
-    yield
-    flow_steps.fresh()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,8 +18,9 @@ from watership.saga.drivers import Drivers
 from watership.saga.job import Job
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease
 
-from tests.support import flow_steps
 from tests.support.flow_steps import CALLS, HOOKS, A, B, Gate, Order, raises
+
+pytestmark = pytest.mark.usefixtures("fresh_flow_steps")
 
 WITHIN_S = 20.0
 
@@ -58,13 +58,6 @@ class Both(Saga[Order]):
 
 ALONE = Job(compile_saga(Alone), PlainContainer())
 BOTH = Job(compile_saga(Both), PlainContainer())
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    flow_steps.fresh()
-    yield
-    flow_steps.fresh()
 
 
 @pytest.fixture

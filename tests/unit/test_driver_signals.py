@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -17,8 +17,9 @@ from watership.saga.drivers import Drivers
 from watership.saga.job import Job
 from watership.saga.storage.protocol import LEASE_MS, EarlySignal, HeldElsewhere, Lease, LogEntry, StartRow
 
-from tests.support import flow_steps
 from tests.support.flow_steps import CALLS, C, Order
+
+pytestmark = pytest.mark.usefixtures("fresh_flow_steps")
 
 WITHIN_S = 20.0
 
@@ -54,13 +55,6 @@ class Crowded(MemorySagaStorage):
     async def take_starts(self, *, names: Sequence[str], limit: int, hold_ms: int) -> list[StartRow]:
         taken, self.starts = self.starts, []
         return taken
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    flow_steps.fresh()
-    yield
-    flow_steps.fresh()
 
 
 @pytest.fixture

@@ -6,16 +6,12 @@ import itertools
 import uuid
 
 from watership.bus.memory import MemoryBroker, MemoryBus
-from watership.bus.topology import Topology
 from watership.machine.nodes import StepPlan
 from watership.machine.plan import Plan
-from watership.messages import RegisterWorker, StartSaga
-from watership.testing.memory_database import MemoryDatabase
-from watership.testing.memory_plans import MemoryBacking
+from watership.messages import StartSaga
 from watership_orchestrator.arrivals import Arrival
-from watership_orchestrator.engine import Engine
 
-TOPOLOGY = Topology("test")
+from tests.support.memory_engine import TOPOLOGY, engine_on
 
 
 class Flapping(MemoryBus):
@@ -31,13 +27,9 @@ class Flapping(MemoryBus):
 async def test_a_batch_whose_channel_is_gone_is_not_sent_and_comes_again() -> None:
     plan = Plan("Order", (StepPlan("A", "a"),))
     broker = MemoryBroker()
-    bus = Flapping(broker)
-    await bus.open()
-    await bus.declare(TOPOLOGY.exchanges(), [*TOPOLOGY.orchestrator_queues(), TOPOLOGY.step_queue("a")])
-    backing = MemoryBacking(MemoryDatabase(lambda: 1_000), "test")
-    await backing.plans.register(RegisterWorker(worker="w", plans=(plan.to_data(),)))
+    engine = await engine_on(Flapping(broker), plan)
     start = StartSaga(saga="Order", saga_id=uuid.uuid4(), context={"n": 1}, plan=plan.hash)
     arrival = Arrival(start.saga_id, start)
-    result = await Engine(backing.store, bus, backing.plans, TOPOLOGY).process([arrival])
+    result = await engine.process([arrival])
     assert result.redeliver == [arrival]
     assert broker.peek(TOPOLOGY.step_queue("a").name) == []

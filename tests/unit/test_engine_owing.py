@@ -8,18 +8,17 @@ from typing import Any
 
 from watership.bus.memory import MemoryBroker, MemoryBus
 from watership.bus.protocol import Fate, Message
-from watership.bus.topology import Queue, Topology
+from watership.bus.topology import Queue
 from watership.machine.nodes import RetryPlan, StepPlan
 from watership.machine.plan import Plan
 from watership.machine.state import Action
-from watership.messages import ErrorOnWire, EventOnWire, RegisterWorker, ReplyOutcome, StartSaga, StepReply
+from watership.messages import ErrorOnWire, EventOnWire, ReplyOutcome, StartSaga, StepReply
 from watership.testing.memory_database import MemoryDatabase
-from watership.testing.memory_plans import MemoryBacking
-from watership_orchestrator.engine import Engine
 from watership_orchestrator.judgement import Arrival
 
+from tests.support.memory_engine import TOPOLOGY, engine_on
+
 SAGA_ID = uuid.UUID(int=1)
-TOPOLOGY = Topology("test")
 PLAN = Plan("Order", (StepPlan("A", "a", compensation_retry=RetryPlan()), StepPlan("B", "b")))
 
 
@@ -68,12 +67,8 @@ async def test_an_event_that_was_not_confirmed_stays_owed_when_its_command_was_a
     clock = [1_000_000]
     broker, database = MemoryBroker(), MemoryDatabase(lambda: clock[0])
     bus = Torn(broker)
-    await bus.open()
-    await bus.declare(TOPOLOGY.exchanges(), [*TOPOLOGY.orchestrator_queues(), TOPOLOGY.step_queue("a")])
-    await bus.declare([], [TOPOLOGY.step_queue("b"), Queue("listener", TOPOLOGY.events_exchange, "saga.#", None)])
-    backing = MemoryBacking(database, "test")
-    await backing.plans.register(RegisterWorker(worker="w", plans=(PLAN.to_data(),)))
-    engine = Engine(backing.store, bus, backing.plans, TOPOLOGY)
+    engine = await engine_on(bus, PLAN, database)
+    await bus.declare([], [Queue("listener", TOPOLOGY.events_exchange, "saga.#", None)])
     await engine.process([Arrival(SAGA_ID, StartSaga(saga="Order", saga_id=SAGA_ID, context={}))])
     bus.torn = True
     await engine.process([Arrival(SAGA_ID, reply("A", "done", "1", events=(EventOnWire(name="packed", data={}),)))])
@@ -89,15 +84,7 @@ async def test_a_message_whose_saga_moved_before_it_could_owe_comes_again() -> N
     """Law 1: the news that a saga is parked was not confirmed, and a late act moved the saga meanwhile."""
     broker, database = MemoryBroker(), MemoryDatabase(lambda: 1_000_000)
     buses = [Deaf(broker), Deaf(broker)]
-    engines = []
-    for bus in buses:
-        await bus.open()
-        await bus.declare(TOPOLOGY.exchanges(), [*TOPOLOGY.orchestrator_queues(), TOPOLOGY.step_queue("a")])
-        await bus.declare([], [TOPOLOGY.step_queue("b")])
-        backing = MemoryBacking(database, "test")
-        await backing.plans.register(RegisterWorker(worker="w", plans=(PLAN.to_data(),)))
-        engines.append(Engine(backing.store, bus, backing.plans, TOPOLOGY))
-    one, other = engines
+    one, other = [await engine_on(bus, PLAN, database) for bus in buses]
     await one.process([Arrival(SAGA_ID, StartSaga(saga="Order", saga_id=SAGA_ID, context={}))])
     await one.process([Arrival(SAGA_ID, reply("A", "done", "1"))])
     await one.process([Arrival(SAGA_ID, reply("B", "failed", "2"))])

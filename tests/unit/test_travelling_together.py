@@ -9,31 +9,22 @@ import pytest
 
 from watership.bus.gathering import apart
 from watership.bus.memory import MemoryBroker, MemoryBus
-from watership.bus.topology import Topology
 from watership.machine.nodes import StepPlan
 from watership.machine.plan import Plan
-from watership.messages import RegisterWorker, StartSaga
-from watership.testing.memory_database import MemoryDatabase
-from watership.testing.memory_plans import MemoryBacking
+from watership.messages import StartSaga
 from watership_orchestrator.arrivals import Arrival
-from watership_orchestrator.engine import SPREAD, TOGETHER_MAX, Engine
+from watership_orchestrator.engine import SPREAD, TOGETHER_MAX
 
-TOPOLOGY = Topology("test")
+from tests.support.memory_engine import TOPOLOGY, engine_on
 
 
 async def sent(count: int, *, rerun: bool = True) -> list[int]:
     """How many commands each message to a step's queue carries, when so many sagas start in one batch."""
     plan = Plan("Order", (StepPlan("A", "a", rerun=rerun),))
     broker = MemoryBroker()
-    bus = MemoryBus(broker)
-    await bus.open()
-    await bus.declare(TOPOLOGY.exchanges(), [*TOPOLOGY.orchestrator_queues(), TOPOLOGY.step_queue("a")])
-    backing = MemoryBacking(MemoryDatabase(lambda: 1_000), "test")
-    await backing.plans.register(RegisterWorker(worker="w", plans=(plan.to_data(),)))
+    engine = await engine_on(MemoryBus(broker), plan)
     starts = [StartSaga(saga="Order", saga_id=uuid.uuid4(), context={"n": 1}, plan=plan.hash) for _ in range(count)]
-    result = await Engine(backing.store, bus, backing.plans, TOPOLOGY).process(
-        [Arrival(one.saga_id, one) for one in starts]
-    )
+    result = await engine.process([Arrival(one.saga_id, one) for one in starts])
     assert not (result.again or result.redeliver or result.rejections)
     messages = broker.peek(TOPOLOGY.step_queue("a").name)
     told = Counter(

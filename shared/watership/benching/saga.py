@@ -28,6 +28,9 @@ class Reserve(SagaStepHandler[BenchContext, Response]):
     async def act(self, context: BenchContext) -> None:
         """Nothing."""
 
+    async def compensate(self, context: BenchContext) -> None:
+        """Nothing."""
+
 
 class Charge(Reserve):
     """Does nothing."""

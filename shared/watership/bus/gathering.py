@@ -13,11 +13,10 @@ so that whoever keeps dead letters never has to keep nine good ones with a bad o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from watership import codec
@@ -39,7 +38,9 @@ ItemT = TypeVar("ItemT")
 class Gatherer(Generic[ItemT]):
     """Hands over what is ready together. While that is under way, what comes next is held for a moment, and goes together."""
 
-    def __init__(self, hand_over: Callable[[list[ItemT]], Awaitable[None]], *, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self, hand_over: Callable[[list[ItemT]], Coroutine[Any, Any, None]], *, hold_s: float = HOLD_S
+    ) -> None:
         self._hand_over = hand_over
         self._hold_s = hold_s
         self._ready: list[ItemT] = []
@@ -56,13 +57,10 @@ class Gatherer(Generic[ItemT]):
         await asyncio.sleep(0)  # what becomes ready in this turn of the loop goes along
         while self._ready:
             items, self._ready = self._ready, []
-            task = asyncio.create_task(self._go(items), name="gathered")
+            task = asyncio.create_task(self._hand_over(items), name="gathered")
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
             await asyncio.wait({task}, timeout=self._hold_s)
-
-    async def _go(self, items: list[ItemT]) -> None:
-        await self._hand_over(items)
 
 
 async def publish_gathered(
@@ -140,26 +138,36 @@ def _lines(body: bytes) -> list[bytes]:
     return body.removesuffix(b"\n").split(b"\n")
 
 
-def _parts(body: bytes) -> Iterable[tuple[bytes, Mapping[str, Any]]]:
-    """The bodies in a gathered one, each with its headers; what cannot be read as such counts as none."""
-    for line in _lines(body):
-        part, _, rest = line.partition(b"\t")
-        headers: object = {}
-        if rest:
-            with contextlib.suppress(InvalidPayload, LimitExceeded):
-                headers = codec.decode(rest, what="the headers of a part")
-        # What the broker notes of a message, only the broker may say.
-        yield part, {n: v for n, v in headers.items() if not n.startswith("x-")} if isinstance(headers, dict) else {}
+def _part(line: bytes) -> tuple[bytes, Mapping[str, Any]]:
+    """The body in a line, and its headers; what cannot be read as such counts as none."""
+    body, _, rest = line.partition(b"\t")
+    if not rest:
+        return body, {}
+    try:
+        headers = codec.decode(rest, what="the headers of a part")
+    except (InvalidPayload, LimitExceeded):
+        return body, {}
+    return body, _ours(headers) if isinstance(headers, dict) else {}
+
+
+def _ours(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a broker notes of a message: of another than this, or not by the broker at all."""
+    return {name: value for name, value in headers.items() if not name.startswith("x-")}
+
+
+def _kind_of_parts(kind: str | None) -> str | None:
+    """What is gathered in a message of this type; None: it is one by itself."""
+    return kind.removesuffix(LINES) or None if kind and kind.endswith(LINES) else None
 
 
 def apart(message: Message) -> list[Message]:
     """The messages that one stands for: itself, if nothing is gathered in it."""
-    if not message.type.endswith(LINES):
+    kind = _kind_of_parts(message.type)
+    if kind is None:
         return [message]
-    kind = message.type.removesuffix(LINES)
     return [
         dataclasses.replace(message, body=body, type=kind, message_id=f"{message.message_id}/{number}", headers=headers)
-        for number, (body, headers) in enumerate(_parts(message.body))
+        for number, (body, headers) in enumerate(map(_part, _lines(message.body)))
     ]
 
 
@@ -192,14 +200,13 @@ class _Part:
 
 def opened(delivery: Delivery) -> list[Delivery]:
     """The deliveries that one stands for, each with a handle of its own: itself, if nothing is gathered in it."""
-    kind = delivery.type or ""
-    if not kind.endswith(LINES) or kind == LINES or len(delivery.body) > OPENED_BYTES_MAX:
+    kind = _kind_of_parts(delivery.type)
+    if kind is None or len(delivery.body) > OPENED_BYTES_MAX:
         return [delivery]
-    count = len(_lines(delivery.body))
-    if count > OPENED_PARTS_MAX:
+    lines = _lines(delivery.body)
+    if len(lines) > OPENED_PARTS_MAX:
         return [delivery]
-    parcel = _Parcel(delivery, count)
-    kind = kind.removesuffix(LINES)
+    parcel = _Parcel(delivery, len(lines))
     return [
         Delivery(
             queue=delivery.queue,
@@ -213,7 +220,7 @@ def opened(delivery: Delivery) -> list[Delivery]:
             headers={**delivery.headers, **headers} if headers else delivery.headers,
             handle=_Part(parcel),
         )
-        for number, (body, headers) in enumerate(_parts(delivery.body))
+        for number, (body, headers) in enumerate(map(_part, lines))
     ]
 
 
@@ -291,8 +298,7 @@ class Parcels:
             message_id=(delivery.message_id or "").encode()[-ID_BYTES_MAX:].decode(errors="ignore"),
             reply_to=delivery.reply_to,
             expiration_ms=delivery.expiration_ms,
-            # Without what the broker has noted of the message that it came in.
-            headers={name: value for name, value in delivery.headers.items() if not name.startswith("x-")},
+            headers=_ours(delivery.headers),
         )
         (fate,) = await self._bus.publish([message])
         return fate is Fate.CONFIRMED

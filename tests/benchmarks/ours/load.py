@@ -18,7 +18,7 @@ import orjson
 from aiormq.abc import DeliveredMessage
 
 from watership import bootstrap
-from watership.bus.gathering import LINES, publish_gathered
+from watership.bus.gathering import publish_gathered
 from watership.bus.protocol import Fate, Message
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Topology
@@ -40,7 +40,7 @@ class Meter:
         self.ended = 0
         self.began_s: dict[str, float] = {}  # what is timed, by the saga's id
         self.seen: set[str] | None = None  # where an end may be told twice: each counts once
-        self.on_end: Callable[[int, float | None], None] = lambda _count, _began_s: None
+        self.on_end: Callable[[float | None], None] = lambda _began_s: None
         self._some = asyncio.Event()
 
     async def listen(self, broker_url: str, topology: Topology) -> None:
@@ -53,14 +53,11 @@ class Meter:
         await channel.basic_consume(queue, self._on_message, no_ack=True)
 
     async def _on_message(self, message: DeliveredMessage) -> None:
-        kind = message.header.properties.message_type or ""
-        lines = message.body.split(b"\n") if kind.endswith(LINES) else [message.body]
         if not self.began_s and self.seen is None:
-            self.ended += len(lines)
-            self.on_end(len(lines), None)
+            self.ended += 1
+            self.on_end(None)
         else:
-            for line in lines:
-                self._end(orjson.loads(line.partition(b"\t")[0])["saga_id"])
+            self._end(orjson.loads(message.body)["saga_id"])
         self._some.set()
 
     def _end(self, saga_id: str) -> None:
@@ -69,7 +66,7 @@ class Meter:
                 return
             self.seen.add(saga_id)
         self.ended += 1
-        self.on_end(1, self.began_s.pop(saga_id, None))
+        self.on_end(self.began_s.pop(saga_id, None))
 
     async def wait_until(self, count: int) -> None:
         """Until so many have ended."""
@@ -111,7 +108,7 @@ class Starter:
 
     def _message(self, saga_id: uuid.UUID) -> Message:
         body = StartSaga.model_construct(saga="BenchSaga", saga_id=saga_id, context=self._context)
-        return Message(self._namespace, "start", body.to_body(), "start-saga", f"{saga_id}:start")
+        return Message(self._namespace, "start", body.to_body(), body.kind, body.message_id)
 
 
 async def keep_at_once(
@@ -175,9 +172,9 @@ async def run(starter: Starter, meter: Meter) -> None:
     given = arguments(*NAMES)
     ends = Ends(given.seconds)
     if given.rate:
-        meter.on_end = lambda _count, due_s: ends.add_due(due_s or 0.0)
+        meter.on_end = lambda due_s: ends.add_due(due_s or 0.0)
     else:
-        meter.on_end = lambda count, began_s: ends.add(began_s, count)
+        meter.on_end = ends.add
     if given.count:
         await count_off(starter, meter, int(given.count), given.at_once)
         return
@@ -188,9 +185,8 @@ async def run(starter: Starter, meter: Meter) -> None:
         await one_by_one(starter, meter, ends)
     else:
         await keep_at_once(starter, meter, given.at_once, lambda: ends.is_over)
-    unfinished = starter.published - meter.ended
     await asyncio.wait_for(meter.wait_until(starter.published), DRAIN_WITHIN_S)
-    ends.report(unfinished=unfinished)
+    ends.report()
 
 
 NAMES = ("broker-url", "namespace", "rate", "count", "padding", "unique")
