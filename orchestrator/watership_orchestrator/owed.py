@@ -7,6 +7,7 @@ from __future__ import annotations
 from watership.machine.effects import SendCommand
 from watership.machine.state import Phase, SagaState
 
+OWED_LOOK_MS = 10_000
 RETURNED = "returned"  # no queue took it: certainly never sent
 EVENTS = "events"  # commands were confirmed; what steps emitted, or the saga's end, was not
 UNCONFIRMED_YET = "unconfirmed: decided without a message, not yet confirmed as sent"
@@ -44,6 +45,17 @@ def events_reason(words: str) -> str:
 def is_events(owed_reason: str) -> bool:
     """Whether only events are owed: no command goes out again for them."""
     return owed_reason.startswith(f"{EVENTS}:")
+
+
+def look_at_ms(owed_reason: str | None, due_at_ms: int | None, now_ms: int) -> int | None:
+    """When a row that owes something is looked at again; None: it owes nothing.
+
+    A command that may be under way is given its time. For events alone, a retry or a pause that is due sooner does not wait.
+    """
+    if owed_reason is None:
+        return None
+    at_ms = now_ms + OWED_LOOK_MS
+    return min(at_ms, due_at_ms) if due_at_ms is not None and is_events(owed_reason) else at_ms
 
 
 def _returned(command: SendCommand) -> str:

@@ -27,6 +27,7 @@ from watership_orchestrator import statements as sql
 from watership_orchestrator import waiting
 from watership_orchestrator.arrivals import Waiting
 from watership_orchestrator.direct import Asked, transaction
+from watership_orchestrator.owed import OWED_LOOK_MS, look_at_ms
 from watership_orchestrator.records import (
     ChangedRow,
     DeadLetter,
@@ -36,8 +37,6 @@ from watership_orchestrator.records import (
     WaitingSignal,
     WaitingStart,
 )
-
-OWED_LOOK_MS = 10_000
 
 
 class Batch:
@@ -123,9 +122,9 @@ class Batch:
         values.update(
             owed_reason=[row.owed_reason for row in rows],
             looked=[row.looked for row in rows],
+            look_at_ms=[look_at_ms(row.owed_reason, row.state.due_at_ms, self.now_ms) for row in rows],
             version=self._version,
             now_ms=self.now_ms,
-            owed_look_ms=OWED_LOOK_MS,
             made=sorted(made),
             log_saga_id=[saga_id for saga_id, _ in entries],
             log_seq=[entry.seq for _, entry in entries],

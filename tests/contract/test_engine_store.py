@@ -10,8 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from watership.machine.state import Status
 from watership.saga.storage.trouble import Trouble, trouble_of
+from watership_orchestrator.owed import OWED_LOOK_MS
 from watership_orchestrator.records import ChangedRow, LedgerLine
-from watership_orchestrator.store import OWED_LOOK_MS
 
 from tests.support.engine_ground import (
     LATER_MS,
@@ -152,6 +152,18 @@ async def test_what_is_owed_is_looked_at_soon(ground: Ground) -> None:
     assert row["wake_at_ms"] == row["updated_at_ms"] + OWED_LOOK_MS
     row = await update(ground, moved(moved(state, 1), now_ms() + LATER_MS))
     assert (row["owed"], row["owed_reason"]) == (False, None)
+
+
+async def test_what_owes_events_alone_is_looked_at_as_soon_as_something_is_due(ground: Ground) -> None:
+    """A retry that is due in a second does not wait for the look at what may not have been told."""
+    state = saga(1)
+    await ground.make(state)
+    soon = moved(state, now_ms() + 1_000)
+    assert (await update(ground, soon, owed_reason="unconfirmed: x"))["wake_at_ms"] > soon.due_at_ms
+    soon = moved(soon, now_ms() + 1_000)
+    assert (await update(ground, soon, owed_reason="events: x"))["wake_at_ms"] == soon.due_at_ms
+    row = await update(ground, moved(soon, now_ms() + LATER_MS), owed_reason="events: x")
+    assert row["wake_at_ms"] == row["updated_at_ms"] + OWED_LOOK_MS
 
 
 async def test_a_saga_that_ended_is_looked_at_no_more(ground: Ground) -> None:

@@ -23,8 +23,8 @@ from watership.testing.memory_database import LogRow, Row, Transaction
 from watership.testing.world import Process, Witness, World
 from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.engine import PUBLISH_WINDOW_S
+from watership_orchestrator.owed import OWED_LOOK_MS
 from watership_orchestrator.records import DeadLetter
-from watership_orchestrator.store import OWED_LOOK_MS
 
 from tests.simulation import doubt_laws, flow_laws, log_laws, request_laws
 from tests.simulation.evidence import Commit, Entry, LawBroken, copies_of

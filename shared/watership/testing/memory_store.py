@@ -25,8 +25,9 @@ from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase,
 from watership.testing.memory_line import Line, StraightLine
 from watership.testing.memory_rows import MemoryRows, backed_off
 from watership_orchestrator.arrivals import Shelf, Waiting
+from watership_orchestrator.owed import OWED_LOOK_MS, look_at_ms
 from watership_orchestrator.records import ChangedRow, LedgerLine, NewRow, StoredSaga, WaitingSignal
-from watership_orchestrator.store import OWED_LOOK_MS, stored_saga
+from watership_orchestrator.store import stored_saga
 
 
 class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
@@ -233,7 +234,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
     def _updated(self, row: Row, changed: ChangedRow) -> Row:
         due_at_ms = changed.state.due_at_ms
         if changed.owed_reason is not None:
-            wake_at_ms: int | None = self.now_ms + OWED_LOOK_MS
+            wake_at_ms = look_at_ms(changed.owed_reason, due_at_ms, self.now_ms)
         elif due_at_ms is None or changed.looked:
             wake_at_ms = due_at_ms
         else:
