@@ -15,6 +15,8 @@ from watership.messages import AdminAnswer, AdminRequest, RegisterWorker
 from watership.saga.storage.protocol import LogEntry, Tombstone
 from watership_orchestrator.arrivals import Plans, Waiting
 from watership_orchestrator.records import (
+    Advance,
+    Advanced,
     ChangedRow,
     DeadLetter,
     LedgerLine,
@@ -31,6 +33,10 @@ class SagaBatch(Protocol):
     @property
     def now_ms(self) -> int:
         """The database's clock, read after the rows were locked (law 9)."""
+
+    @property
+    def version(self) -> int:
+        """What the rows that it wrote are marked with, once it is committed; 0: it has written none."""
 
     @property
     def broken(self) -> Mapping[uuid.UUID, Exception]:
@@ -104,6 +110,13 @@ class SagaStore(Protocol):
 
     def batch(self) -> AbstractAsyncContextManager[SagaBatch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
+
+    async def advance(self, steps: Sequence[Advance], now_ms: int) -> Advanced:
+        """Writes what was decided for ``now_ms`` on rows that nobody has locked, where they are still as they were then.
+
+        Committed on return. What is locked, or was written since, is left out; all of it if the database's clock is not at
+        ``now_ms``.
+        """
 
     async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
         """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""

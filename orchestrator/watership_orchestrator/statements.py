@@ -48,15 +48,10 @@ INSERT = sa.text(
     f"AND {_FREE_TO_MAKE} "
     "ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
 )
-# What a transition writes, by one statement: a saga that was made a moment ago and whose id a pruned one had is unmade
-# (the insert may have waited, and seen nothing of what was pruned meanwhile: this one sees it, law 11); those that moved
-# are updated; and what was decided is logged, but for what was unmade.
 # wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked
 # (`looked`), or nothing is to be waited for any more. So an update on the hot path stays heap-only.
-WRITE = sa.text(
-    "WITH unmade AS (DELETE FROM watership_saga s USING watership_tombstone t WHERE s.saga_id = t.saga_id "
-    "AND s.saga_id = ANY(CAST(:made AS uuid[])) RETURNING s.saga_id), "
-    "moved AS (UPDATE watership_saga s SET plan_hash = u.plan_hash, status = u.status, seq = u.seq, "
+_MOVED = (
+    "UPDATE watership_saga s SET plan_hash = u.plan_hash, status = u.status, seq = u.seq, "
     "context = COALESCE(u.context, s.context), "
     "state = u.state, step = u.step, parked_reason = u.parked_reason, machine_version = CAST(:version AS int), "
     "owed = u.owed_reason IS NOT NULL, owed_reason = u.owed_reason, "
@@ -69,12 +64,37 @@ WRITE = sa.text(
     "CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), CAST(:parked_reason AS text[]), "
     "CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[]), CAST(:looked AS bool[]), CAST(:look_at_ms AS bigint[])) "
     "AS u(saga_id, plan_hash, status, seq, context, state, step, parked_reason, owed_reason, due_at_ms, looked, look_at_ms) "
-    "WHERE s.saga_id = u.saga_id), "
-    "logged AS (INSERT INTO watership_log (saga_id, seq, at_ms, cause, changes) "
+)
+_LOGGED = (
+    "INSERT INTO watership_log (saga_id, seq, at_ms, cause, changes) "
     "SELECT l.* FROM unnest(CAST(:log_saga_id AS uuid[]), CAST(:log_seq AS int[]), CAST(:log_at_ms AS bigint[]), "
     "CAST(:log_cause AS text[]), CAST(:log_changes AS text[])) AS l(saga_id, seq, at_ms, cause, changes) "
-    "WHERE NOT EXISTS (SELECT FROM unmade WHERE unmade.saga_id = l.saga_id)) "
-    "SELECT saga_id FROM unmade"
+)
+# What a transition writes, by one statement: a saga that was made a moment ago and whose id a pruned one had is unmade
+# (the insert may have waited, and seen nothing of what was pruned meanwhile: this one sees it, law 11); those that moved
+# are updated; and what was decided is logged, but for what was unmade. The row's version is the transaction's number.
+WRITE = sa.text(
+    "WITH unmade AS (DELETE FROM watership_saga s USING watership_tombstone t WHERE s.saga_id = t.saga_id "  # noqa: S608
+    "AND s.saga_id = ANY(CAST(:made AS uuid[])) RETURNING s.saga_id), "
+    f"moved AS ({_MOVED} WHERE s.saga_id = u.saga_id), "
+    f"logged AS ({_LOGGED} WHERE NOT EXISTS (SELECT FROM unmade WHERE unmade.saga_id = l.saga_id)) "
+    "SELECT saga_id, CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS version "
+    "FROM (SELECT) AS always LEFT JOIN unmade ON true"
+)
+# The same for sagas that nobody has read, decided on what they were when they had this version: written only where they
+# have it still, where nobody is at them, and at the time that they were decided for. `xmin` names the transaction that
+# wrote a row last, whoever that was, and whatever of it: locks leave it alone.
+ADVANCE = sa.text(
+    f"WITH clock AS MATERIALIZED (SELECT {_NOW_MS} AS now_ms), "  # noqa: S608
+    "same AS MATERIALIZED (SELECT s.saga_id FROM watership_saga s "
+    "JOIN unnest(CAST(:saga_id AS uuid[]), CAST(:row_version AS xid[])) AS v(saga_id, version) ON s.saga_id = v.saga_id "
+    "WHERE s.xmin = v.version AND abs((SELECT now_ms FROM clock) - CAST(:now_ms AS bigint)) <= CAST(:off_by_ms AS bigint) "
+    "FOR UPDATE OF s SKIP LOCKED), "
+    f"moved AS ({_MOVED} WHERE s.saga_id = u.saga_id AND s.saga_id IN (SELECT saga_id FROM same) "
+    "RETURNING s.saga_id), "
+    f"logged AS ({_LOGGED} WHERE l.saga_id IN (SELECT saga_id FROM same)) "
+    "SELECT saga_id, now_ms, CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS version "
+    "FROM clock LEFT JOIN moved ON true"
 )
 LEDGER = sa.text(
     "INSERT INTO watership_ledger (namespace, saga_id, at_ms, reason, message) "
