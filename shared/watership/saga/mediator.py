@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from watership.chance import SYSTEM_CHANCE, new_id
+from watership.chance import new_saga_id
 from watership.errors import InvalidPayload, UnknownSaga
 from watership.saga.compile import Definition, compile_saga
 from watership.saga.models import ContextT, shape_of
@@ -135,7 +135,7 @@ class SagaMediator:
 
 def _id_of(saga_id: uuid.UUID | None) -> uuid.UUID:
     if saga_id is None:
-        return new_id(SYSTEM_CHANCE)
+        return new_saga_id()
     if not isinstance(saga_id, uuid.UUID):
         raise InvalidPayload(f"saga_id must be a uuid.UUID, it is {saga_id!r}")
     return saga_id
