@@ -21,6 +21,11 @@ SERVER_SETTINGS = {
     # Each statement is by key or through a partial index, whatever the tables have grown to (tested): to plan it anew for
     # each batch would only cost.
     "plan_cache_mode": "force_generic_plan",
+    # And such a plan is kept: one that is made while a table is empty, as all are on the first day, would read the whole
+    # table ever after, until somebody analyzes it. Of a column that is null but in some rows the planner knows too little.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
     "lock_timeout": "2s",
     "statement_timeout": "10s",
     "idle_in_transaction_session_timeout": "10s",

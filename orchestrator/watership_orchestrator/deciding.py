@@ -238,7 +238,7 @@ class Decider:
         """Writes what moved; the judgements that stand. A new saga that somebody else made first is judged again."""
         made = await batch.insert(
             [
-                NewRow(j.saga_id, j.state, j.input_hash, j.reply_to, j.traceparent, j.owed_reason())
+                NewRow(j.saga_id, j.state, j.input_hash, j.reply_to, j.traceparent, j.owed_reason(), j.progress)
                 for j in judgements
                 if j.is_new and j.state is not None
             ]

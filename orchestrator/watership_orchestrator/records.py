@@ -23,6 +23,7 @@ class StoredSaga:
     owed: bool
     owed_reason: str | None
     reply_to: str | None
+    progress: bool
     traceparent: str | None
 
 
@@ -37,6 +38,7 @@ class NewRow:
     reply_to: str | None
     traceparent: str | None
     owed_reason: str | None = None
+    progress: bool = True
 
 
 @value

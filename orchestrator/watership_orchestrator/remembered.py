@@ -63,6 +63,7 @@ class Remembered:
             owed is not None,
             owed,
             judgement.reply_to,
+            judgement.progress,
             judgement.traceparent,
         )
         is_same = before is not None and not judgement.writes_context

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 _NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint".replace("::", r"\:\:")
 _ROW = (
     "saga_id, name, plan_hash, status, seq, context, state, input_hash, machine_version, parked_reason, paused, "
-    "owed, owed_reason, reply_to, traceparent, due_at_ms, wake_at_ms, namespace, driver"
+    "owed, owed_reason, reply_to, progress, traceparent, due_at_ms, wake_at_ms, namespace, driver"
 )
 
 # The clock is read for each row as it is returned, so after its lock (law 9); where no row is found, in a row without a
@@ -30,19 +30,19 @@ DUE = sa.text(
 _FREE_TO_MAKE = "pg_try_advisory_xact_lock(hashtextextended(CAST(u.saga_id AS text), 0))"
 INSERT = sa.text(
     "INSERT INTO watership_saga (saga_id, namespace, driver, name, plan_hash, status, seq, context, state, step, "  # noqa: S608 - no input
-    "input_hash, machine_version, parked_reason, reply_to, traceparent, owed, owed_reason, due_at_ms, wake_at_ms, "
+    "input_hash, machine_version, parked_reason, reply_to, progress, traceparent, owed, owed_reason, due_at_ms, wake_at_ms, "
     "created_at_ms, updated_at_ms) "
     "SELECT u.saga_id, CAST(:namespace AS text), 'orchestrator', u.name, u.plan_hash, u.status, u.seq, u.context, u.state, u.step, "
-    "u.input_hash, CAST(:version AS int), u.parked_reason, u.reply_to, u.traceparent, u.owed_reason IS NOT NULL, "
+    "u.input_hash, CAST(:version AS int), u.parked_reason, u.reply_to, u.progress, u.traceparent, u.owed_reason IS NOT NULL, "
     "u.owed_reason, u.due_at_ms, CASE WHEN u.owed_reason IS NULL THEN u.due_at_ms "
     "ELSE CAST(:now_ms AS bigint) + CAST(:owed_look_ms AS bigint) END, "
     "CAST(:now_ms AS bigint), CAST(:now_ms AS bigint) "
     "FROM unnest(CAST(:saga_id AS uuid[]), CAST(:name AS text[]), CAST(:plan_hash AS text[]), CAST(:status AS text[]), "
     "CAST(:seq AS int[]), CAST(:context AS text[]), CAST(:state AS text[]), CAST(:step AS text[]), "
     "CAST(:input_hash AS text[]), CAST(:parked_reason AS text[]), CAST(:reply_to AS text[]), "
-    "CAST(:traceparent AS text[]), CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[])) "
+    "CAST(:progress AS bool[]), CAST(:traceparent AS text[]), CAST(:owed_reason AS text[]), CAST(:due_at_ms AS bigint[])) "
     "AS u(saga_id, name, plan_hash, status, seq, context, state, step, input_hash, parked_reason, reply_to, "
-    "traceparent, owed_reason, due_at_ms) "
+    "progress, traceparent, owed_reason, due_at_ms) "
     # A pruned saga's id is as taken as a living one's (law 11).
     "WHERE NOT EXISTS (SELECT FROM watership_tombstone t WHERE t.saga_id = u.saga_id) "
     f"AND {_FREE_TO_MAKE} "

@@ -102,6 +102,7 @@ class Batch:
             name=[row.state.name for row in rows],
             input_hash=[row.input_hash for row in rows],
             reply_to=[row.reply_to for row in rows],
+            progress=[row.progress for row in rows],
             traceparent=[row.traceparent for row in rows],
             owed_reason=[row.owed_reason for row in rows],
             namespace=self._namespace,
@@ -289,6 +290,7 @@ def stored_saga(row: Mapping[str, Any]) -> StoredSaga:
         owed=row["owed"],
         owed_reason=row["owed_reason"],
         reply_to=row["reply_to"],
+        progress=row["progress"],
         traceparent=row["traceparent"],
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import struct
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 BLOCK_BYTES = 4_096
 
@@ -44,6 +45,18 @@ if hasattr(os, "register_at_fork"):
 def new_id(chance: random.Random) -> uuid.UUID:
     """A version 4 UUID."""
     return uuid.UUID(int=chance.getrandbits(128), version=4)
+
+
+def new_saga_id(chance: random.Random = SYSTEM_CHANCE, now_ns: Callable[[], int] = time.time_ns) -> uuid.UUID:
+    """A version 7 UUID (RFC 9562, the third way of its section 6.2): later ids are greater.
+
+    48 bits are Unix milliseconds, 12 a fraction of the millisecond (244 ns each), 62 are chance. The ids of new sagas are
+    neighbours in every index then, on a few pages that are in memory; random ones touch a cold page each, however many
+    sagas have ended. Nothing relies on the order: clocks differ, and who starts a saga may give it any id.
+    """
+    now_ms, within_ns = divmod(now_ns(), 1_000_000)
+    fraction = (within_ns << 12) // 1_000_000
+    return uuid.UUID(int=now_ms << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | chance.getrandbits(62))
 
 
 def new_token(chance: random.Random, *, size_bytes: int = 8) -> str:

@@ -46,7 +46,7 @@ class Bench:
         with temporary_folder() as folder:
             made = Ground(self.session, Path(folder))
             try:
-                run(_checkpoint(self.session.servers.database_url))
+                run(checkpoint(self.session.servers.database_url))
                 yield made
             finally:
                 made.clear()
@@ -112,7 +112,8 @@ def ratio(ours: Data, theirs: Data) -> float | None:
     return float(ours["rate"]["median"] / theirs["rate"]["median"])
 
 
-async def _checkpoint(database_url: str) -> None:
+async def checkpoint(database_url: str) -> None:
+    """Nothing of what came before is left to be written to disk."""
     connection = await connect_postgresql(database_url)
     try:
         with contextlib.suppress(Exception):  # who may not ask for one measures without

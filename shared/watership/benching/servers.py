@@ -13,6 +13,7 @@ from watership.benching.findings import BrokerFindings, DatabaseFindings, percen
 from watership.bus.acks import Acks
 from watership.bus.protocol import Bus, Delivery, Fate, Message
 from watership.bus.topology import Topology
+from watership.chance import new_saga_id
 from watership.errors import BrokerUnavailable
 from watership.saga.storage.schema import Base, log_table, saga_table, tombstone_table
 
@@ -82,7 +83,7 @@ async def measure_database(engine: AsyncEngine, namespace: str, seconds: float) 
 
 def _tombstone(namespace: str) -> dict[str, object]:
     return {
-        "saga_id": uuid.uuid4(),
+        "saga_id": new_saga_id(),
         "namespace": namespace,
         "driver": "embedded",
         "name": "BenchSaga",

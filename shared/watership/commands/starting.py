@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from watership.chance import new_saga_id
 from watership.commands.batch import Batch, start_many
 from watership.commands.input import read_contexts, start_body
 from watership.commands.options import BrokerUrl, Namespace
@@ -61,7 +62,7 @@ def start(
     given = read_contexts(context)
     if given.many and saga_id is not None:
         raise typer.BadParameter(f"--id is for one saga; {given.source} has {len(given.contexts)} lines")
-    bodies = [start_body(name, saga_id or uuid.uuid4(), value, what) for what, value in given.contexts]
+    bodies = [start_body(name, saga_id or new_saga_id(), value, what) for what, value in given.contexts]
     settings.broker()
     if given.many:
         batch = asyncio.run(_start_many(settings, bodies, watch))

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from watership.chance import SYSTEM_CHANCE, new_id
+from watership.chance import new_saga_id
 from watership.errors import InvalidPayload, UnknownSaga
 from watership.saga.compile import Definition, compile_saga
 from watership.saga.models import ContextT, shape_of
@@ -97,7 +97,8 @@ class SagaMediator:
     ) -> SagaResult[ContextT]:
         """Runs the saga to its end. Does not raise for a saga that was compensated or parked: look at the result."""
         definition = self._definition_for(context)
-        watch = await self._runner.start(definition, shape_of(type(context)).dump(context), _id_of(saga_id))
+        data = shape_of(type(context)).dump(context)
+        watch = await self._runner.start(definition, data, _id_of(saga_id), progress=False)
         return await result_of(watch, definition, timeout_s, type(context))
 
     async def result(self, saga_id: uuid.UUID, timeout_s: float | None = None) -> SagaResult[Any]:
@@ -135,7 +136,7 @@ class SagaMediator:
 
 def _id_of(saga_id: uuid.UUID | None) -> uuid.UUID:
     if saga_id is None:
-        return new_id(SYSTEM_CHANCE)
+        return new_saga_id()
     if not isinstance(saga_id, uuid.UUID):
         raise InvalidPayload(f"saga_id must be a uuid.UUID, it is {saga_id!r}")
     return saga_id

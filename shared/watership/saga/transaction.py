@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, Self
 
 from watership.adapters.containers import as_container
+from watership.chance import new_saga_id
 from watership.errors import WatershipError
 from watership.execution import checked_barrier
 from watership.machine import events as e
@@ -40,7 +41,7 @@ class SagaTransaction(Generic[ContextT]):
         compensation_retry: RetryPolicy | None,
         barrier: type[Any] | None = None,
     ) -> None:
-        self.saga_id = saga_id or uuid.uuid4()
+        self.saga_id = saga_id or new_saga_id()
         self.completed_steps: list[type[Any]] = []
         self._definition: Definition = compile_saga(saga, compensation_retry=compensation_retry)
         self._job = Job(self._definition, as_container(container), barrier=checked_barrier(barrier, container))

@@ -225,6 +225,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             "owed": new.owed_reason is not None,
             "owed_reason": new.owed_reason,
             "reply_to": new.reply_to,
+            "progress": new.progress,
             "traceparent": new.traceparent,
             "wake_at_ms": new.state.due_at_ms if new.owed_reason is None else self.now_ms + OWED_LOOK_MS,
             "created_at_ms": self.now_ms,

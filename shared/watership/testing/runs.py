@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
 from watership.adapters.containers import as_container
+from watership.chance import new_saga_id
 from watership.clock import VirtualClock
 from watership.errors import ConfigurationError, DefinitionError
 from watership.machine import changes as c
@@ -72,7 +73,7 @@ async def run(
     clock = VirtualClock()
     storage = MemorySagaStorage(now_ms=clock.monotonic_ms)
     drivers = Drivers(storage, clock, alone=True)
-    wanted = saga_id or uuid.uuid4()
+    wanted = saga_id or new_saga_id()
     job = Job(definition, StandInContainer(stand_ins, as_container(container)))
     started_ms = clock.monotonic_ms()
     try:

@@ -1,7 +1,9 @@
 """Ten million finished sagas in the tables, against none: do they cost the running ones anything?
 
-One real saga's rows are copied on the server by generate_series: each copy with an id of its own, and with the newest
-entry of its log. Indexes are built after the rows, then the tables are analyzed.
+They are what our clients leave in thirty days: one real saga's rows, its whole log too, are copied on the server by
+generate_series, in the order of their starts, each copy with an id of its own that tells its moment, as `new_saga_id` makes it.
+Indexes are built after the rows, then the tables are analyzed. Each run begins at a checkpoint, so that both write whole
+pages into the write-ahead log where they touch one for the first time.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.benchmarks.bench import Bench, Data, ratio, spread
+from tests.benchmarks.bench import Bench, Data, checkpoint, ratio, spread
 from tests.benchmarks.contenders import Ground, distributed, load, services
 from tests.benchmarks.running import Run, run_once
 from tests.support.endpoints import connect_postgresql, run
@@ -20,11 +22,22 @@ GOAL = 0.97
 COUNT, QUICK_COUNT = 10_000_000, 200_000
 AT_ONCE = 500_000
 SHORT_S = 1.0
+PAST_MS = 30 * 24 * 3600 * 1000
 
+# The saga that is copied, and what it left in its log.
 _TEMPLATES = {
     "watership_saga": "SELECT * FROM watership_saga WHERE status = 'COMPLETED' LIMIT 1",
-    "watership_log": "SELECT * FROM watership_log WHERE saga_id = $1 ORDER BY seq DESC LIMIT 1",
+    "watership_log": "SELECT * FROM watership_log WHERE saga_id = (SELECT saga_id FROM bench_watership_saga)",
 }
+_MOMENTS = {"watership_saga": ("created_at_ms", "updated_at_ms"), "watership_log": ("at_ms",)}
+
+# A random UUID (version 4) whose first 48 bits become the milliseconds, and whose version becomes 7.
+_IDS = """
+INSERT INTO bench_id
+SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing substring(int8send(at_ms) from 3) from 1 for 6),
+    52, 1), 53, 1), 'hex')::uuid, at_ms
+FROM (SELECT $1::bigint + n * $2::bigint / $3 AS at_ms FROM generate_series($4::bigint, $5::bigint) AS n) AS moments
+"""
 
 
 def measure(bench: Bench) -> Data:
@@ -39,6 +52,7 @@ def measure(bench: Bench) -> Data:
         runs: dict[str, list[Run]] = {"empty": [], "full": []}
         for _ in range(bench.rounds):
             runs["empty"].append(bench.once(distributed().programs))
+            run(checkpoint(full.database_url))
             runs["full"].append(run_once(distributed().programs(full, bench.seconds), bench.seconds))
             bench.say(f"  empty {runs['empty'][-1].rate:,.0f}, full {runs['full'][-1].rate:,.0f} sagas/s")
     series = {name: {"rate": spread([one.rate for one in found])} for name, found in runs.items()}
@@ -52,26 +66,25 @@ def measure(bench: Bench) -> Data:
     }
 
 
-async def fill(ground: Ground, count: int) -> int:
+async def fill(ground: Ground, count: int, ids: str = _IDS) -> int:
     """Copies; how many bytes the database has then."""
     connection = await connect_postgresql(ground.database_url)
     try:
-        saga = await connection.fetchrow(_TEMPLATES["watership_saga"])
-        assert saga is not None, "no saga has ended here"
-        entry = await connection.fetchrow(_TEMPLATES["watership_log"], saga["saga_id"])
-        assert entry is not None
+        for table, template in _TEMPLATES.items():
+            await connection.execute(f"CREATE TABLE bench_{table} AS {template}")
+            assert await connection.fetchval(f"SELECT count(*) FROM bench_{table}"), "no saga has ended here"
         indexes = await _drop_indexes(connection)
         await connection.execute("SET synchronous_commit = off; SET maintenance_work_mem = '512MB'")
-        await connection.execute(
-            "CREATE UNLOGGED TABLE bench_id AS SELECT saga_id, 0::bigint AS n FROM watership_saga LIMIT 0"
-        )
+        await connection.execute("CREATE UNLOGGED TABLE bench_id (saga_id uuid, at_ms bigint)")
+        first_ms = int(time.time() * 1000) - PAST_MS
         for first in range(0, count, AT_ONCE):
             await connection.execute("TRUNCATE bench_id")
-            ids = "INSERT INTO bench_id SELECT gen_random_uuid(), $1 + n FROM generate_series(1, $2::bigint) AS n"
-            await connection.execute(ids, first, min(AT_ONCE, count - first), timeout=300)
-            await _copy(connection, "watership_saga", dict(saga), "created_at_ms", "updated_at_ms")
-            await _copy(connection, "watership_log", dict(entry), "at_ms")
-        await connection.execute("DROP TABLE bench_id")
+            last = min(first + AT_ONCE, count) - 1
+            await connection.execute(ids, first_ms, PAST_MS, count, first, last, timeout=300)
+            for table in _TEMPLATES:
+                await _copy(connection, table)
+        for name in ("bench_id", *(f"bench_{table}" for table in _TEMPLATES)):
+            await connection.execute(f"DROP TABLE {name}")
         for index in indexes:
             await connection.execute(index, timeout=900)
         for table in _TEMPLATES:
@@ -82,19 +95,17 @@ async def fill(ground: Ground, count: int) -> int:
         await connection.close()
 
 
-async def _copy(connection: Any, table: str, row: dict[str, Any], *moments: str) -> None:
-    """The row for each id, its moments spread over the past."""
-    others = [name for name in row if name != "saga_id" and name not in moments]
-    past = ", ".join(f"{row[name]} - n" for name in moments)
-    columns = ", ".join(["saga_id", *moments, *others])
-    types = await connection.fetch(
-        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0",
-        table,
+async def _copy(connection: Any, table: str) -> None:
+    """Its rows for each id, their moments moved to where the copy began."""
+    columns = await connection.fetch(
+        "SELECT attname FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped", table
     )
-    kinds = {one[0]: one[1] for one in types}
-    values = ", ".join(f"${number}::{kinds[name]}" for number, name in enumerate(others, start=1))
-    statement = f"INSERT INTO {table} ({columns}) SELECT saga_id, {past}, {values} FROM bench_id"
-    await connection.execute(statement, *[row[name] for name in others], timeout=300)
+    names = [one[0] for one in columns]
+    began = "(SELECT created_at_ms FROM bench_watership_saga)"
+    moved = {"saga_id": "i.saga_id", **{name: f"i.at_ms + t.{name} - {began}" for name in _MOMENTS[table]}}
+    values = ", ".join(moved.get(name, f"t.{name}") for name in names)
+    copy = f"INSERT INTO {table} ({', '.join(names)}) SELECT {values} FROM bench_id AS i CROSS JOIN bench_{table} AS t"
+    await connection.execute(copy, timeout=300)
 
 
 async def _drop_indexes(connection: Any) -> list[str]:

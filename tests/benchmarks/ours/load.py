@@ -22,6 +22,7 @@ from watership.bus.gathering import publish_gathered
 from watership.bus.protocol import Fate, Message
 from watership.bus.rabbit import RabbitBus
 from watership.bus.topology import Topology
+from watership.chance import new_saga_id
 from watership.messages import StartSaga
 
 from tests.benchmarks.closed_loop import Ends, arguments, ready, say
@@ -119,7 +120,7 @@ async def keep_at_once(
     while not is_over():
         size = int(min(group, last - starter.published))
         await meter.wait_until(starter.published + size - at_once)
-        starter.begin([uuid.uuid4() for _ in range(size)])
+        starter.begin([new_saga_id() for _ in range(size)])
         await asyncio.sleep(0)
     await starter.settled()
 
@@ -131,7 +132,7 @@ async def keep_rate(starter: Starter, meter: Meter, rate: float, until_s: float)
     while (now_s := time.perf_counter()) < until_s:
         saga_ids = []
         while first_s + number / rate <= now_s:
-            saga_ids.append(uuid.uuid4())
+            saga_ids.append(new_saga_id())
             meter.began_s[str(saga_ids[-1])] = first_s + number / rate
             number += 1
         if saga_ids:
@@ -144,7 +145,7 @@ async def keep_rate(starter: Starter, meter: Meter, rate: float, until_s: float)
 async def one_by_one(starter: Starter, meter: Meter, ends: Ends) -> None:
     """Each after the other: the time from a start to its end, at rest."""
     while not ends.is_over:
-        saga_id = uuid.uuid4()
+        saga_id = new_saga_id()
         meter.began_s[str(saga_id)] = time.perf_counter()
         await starter.start([saga_id])
         await meter.wait_until(starter.published)
@@ -208,7 +209,7 @@ async def main() -> None:
     async with bootstrap(sagas_mapper=sagas, broker_url=given.broker_url, namespace=given.namespace) as mediator:
         await mediator.run(BenchContext())  # its plan is known from now on, and all is up
     meter.ended = 0
-    await starter.start([uuid.uuid4() for _ in range(WARMING)])
+    await starter.start([new_saga_id() for _ in range(WARMING)])
     await meter.wait_until(WARMING)
     ready()
     await run(starter, meter)
