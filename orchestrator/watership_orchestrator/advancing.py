@@ -34,6 +34,10 @@ class Advancer:
         self._time = DatabaseTime()
         self._sagas = Remembered()
 
+    def now_ms(self) -> int | None:
+        """What the database's clock says, if ours agree; None: it was never read."""
+        return self._time.now_ms(self._now_s())
+
     def saw_time(self, now_ms: int) -> None:
         """The database's clock was just read."""
         self._time.was(now_ms, self._now_s())

@@ -65,6 +65,7 @@ class Decider:
         self._now_s = now_s
         self._chance = chance
         self._advancer = Advancer(store, plans, now_s)
+        self._taken_ids: set[uuid.UUID] = set()  # of starts that come again at once: there are such sagas
 
     async def decide(self, arrivals: Sequence[Arrival]) -> Decided:
         """Commits the batch: what can be without being read, then the rest. Raises `StoreUnavailable`."""
@@ -152,8 +153,7 @@ class Decider:
             arrivals = [arrival for arrival in arrivals if arrival.row is None or arrival.row in held]
         work = _Work(by_saga(arrivals))
         groups, result = work.by_saga, work.result
-        stored = await batch.lock(groups)
-        self._advancer.saw_time(batch.now_ms)
+        stored = await self._read(batch, groups)
         for saga_id, error in batch.broken.items():
             work.is_poison(saga_id, error)
         for saga_id in batch.newer:
@@ -176,6 +176,22 @@ class Decider:
         await self._back_off(batch, work.poison)
         work.version = batch.version
         return work, judgements, plans
+
+    async def _read(self, batch: SagaBatch, groups: dict[uuid.UUID, list[Arrival]]) -> dict[uuid.UUID, StoredSaga]:
+        """The sagas, locked. One that is started is not looked for: whether it is there already, its insert tells."""
+        now_ms = self._advancer.now_ms()
+        ids = [
+            saga_id
+            for saga_id, group in groups.items()
+            if now_ms is None or not group[0].starts_anew or saga_id in self._taken_ids
+        ]
+        if not ids and now_ms is not None:
+            batch.suppose(now_ms)
+            return {}
+        stored = await batch.lock(ids)
+        self._advancer.saw_time(batch.now_ms)
+        self._taken_ids.difference_update(ids)
+        return stored
 
     async def _unknown(
         self, batch: SagaBatch, work: _Work, stored: dict[uuid.UUID, StoredSaga]
@@ -272,6 +288,7 @@ class Decider:
             if tombstone is not None and tombstone.ours:
                 pruned.append(judge(saga_id, None, group, plans, batch.now_ms, tombstone=tombstone))
             elif tombstone is None and existing.get(saga_id, True):
+                self._taken_ids.add(saga_id)
                 work.result.again.extend(arrival for arrival in group if id(arrival) not in work.added)
             else:
                 await self._refuse_foreign(batch, group, work)

@@ -46,6 +46,9 @@ class SagaBatch(Protocol):
     def newer(self) -> Collection[uuid.UUID]:
         """Rows that `lock` locked, and that a newer machine has written: they are not read, and left alone (law 8)."""
 
+    def suppose(self, now_ms: int) -> None:
+        """In the place of `lock`, where there is nothing to lock: what the clock says, as it is known. `insert` checks it."""
+
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """Locks what is free among ``ids``, and reads the clock after that."""
 

@@ -46,6 +46,7 @@ INSERT = sa.text(
     # A pruned saga's id is as taken as a living one's (law 11).
     "WHERE NOT EXISTS (SELECT FROM watership_tombstone t WHERE t.saga_id = u.saga_id) "
     f"AND {_FREE_TO_MAKE} "
+    f"AND abs((SELECT {_NOW_MS}) - CAST(:now_ms AS bigint)) <= CAST(:off_by_ms AS bigint) "
     "ORDER BY u.saga_id ON CONFLICT (saga_id) DO NOTHING RETURNING saga_id"
 )
 # wake_at_ms is indexed: it is left as it is unless the saga must be looked at earlier, or somebody just looked

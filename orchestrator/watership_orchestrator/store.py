@@ -41,6 +41,7 @@ from watership_orchestrator.records import (
 )
 
 CLOCK_OFF_BY_MS = 250
+ANY_MS = 1 << 62
 XIDS = 1 << 32  # a row names the transaction that wrote it by so much of its number
 
 
@@ -53,11 +54,16 @@ class Batch:
         self._version = machine_version
         self.now_ms = 0
         self.version = 0
+        self._off_by_ms = ANY_MS
         self.broken: dict[uuid.UUID, Exception] = {}  # rows that `lock` locked and that cannot be read, and why
         self.newer: set[uuid.UUID] = set()  # rows of a newer machine: locked, not read, and to be left alone (law 8)
 
     async def _run(self, statement: sa.TextClause, **values: Any) -> sa.Result[Any]:
         return await self._connection.execute(statement, values)
+
+    def suppose(self, now_ms: int) -> None:
+        """In the place of `lock`, where there is nothing to lock: what the clock says, as it is known. `insert` checks it."""
+        self.now_ms, self._off_by_ms = now_ms, CLOCK_OFF_BY_MS
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """Locks what is free among ``ids``, and reads the clock after that.
@@ -94,7 +100,10 @@ class Batch:
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
-        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had, as far as this could see."""
+        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had, as far as this could see.
+
+        None at all, if the clock is not at what was supposed.
+        """
         if not rows:
             return set()
         values = _columns(rows)
@@ -109,6 +118,7 @@ class Batch:
             version=self._version,
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
+            off_by_ms=self._off_by_ms,
         )
         return set((await self._run(sql.INSERT, **values)).scalars())
 

@@ -108,3 +108,14 @@ async def test_nothing_is_written_for_another_time_than_the_databases(ground: Gr
         assert abs(done.now_ms - now_ms()) < 2_000, "it says what time it is"
     assert await written(ground) == (1, [1])
     assert (await ground.store.advance([onward(1, version)], done.now_ms)).sagas == {ONE}
+
+
+async def test_a_saga_is_made_without_a_look_if_the_time_is_what_was_supposed(ground: Ground) -> None:
+    for off_ms, made in ((CLOCK_OFF_BY_MS + 5_000, set()), (-CLOCK_OFF_BY_MS - 5_000, set()), (0, {ONE}), (0, set())):
+        async with ground.store.batch() as batch:
+            at_ms = now_ms() + off_ms
+            batch.suppose(at_ms)
+            assert await batch.insert([new_row(saga(1))]) == made, "and an id is given once"
+    row = await ground.row(ONE)
+    assert row is not None
+    assert row["created_at_ms"] <= at_ms

@@ -100,8 +100,15 @@ async def test_a_reply_is_decided_without_reading_until_somebody_else_writes_the
 
     one, other = [Decider(ReadingStore(database, "test"), backing.plans) for _ in range(2)]
     await one.decide([Arrival(SAGA_ID, start())])
+    again = await one.decide([Arrival(SAGA_ID, start())])
+    assert (read, again.judgements, len(again.result.again)) == ([1], [], 1), (
+        "it is there: so it is looked at, next time"
+    )
+    known = await one.decide(again.result.again)
+    assert (read, [it.moved for it in known.judgements], known.result.again) == ([1, 1], [False], [])
+    read.pop()
     await one.decide([Arrival(SAGA_ID, reply("A"))])
-    assert read == [1], "the start"
+    assert read == [1], "the first start, since the time was not known"
     await other.decide([Arrival(SAGA_ID, reply("B"))])
     assert read == [1, 1], "it never wrote it"
     decided = await one.decide([Arrival(SAGA_ID, reply("C"))])

@@ -61,6 +61,10 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             self._transaction.roll_back()
         await self._line.point("committed")
 
+    def suppose(self, now_ms: int) -> None:
+        """See `Batch.suppose`."""
+        self.now_ms, self._transaction.off_by_ms = now_ms, CLOCK_OFF_BY_MS
+
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """See `Batch.lock`."""
         await self._line.point("lock")
@@ -153,6 +157,9 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             return set()
         await self._line.point("insert")
         made: set[uuid.UUID] = set()
+        off_by_ms = self._transaction.off_by_ms
+        if off_by_ms and abs(self._database.now_ms() - self.now_ms) > off_by_ms:
+            return made
         for new in sorted(rows, key=lambda new: new.saga_id):
             await self._transaction.wait_lock(new.saga_id)  # somebody may be inserting it right now
             if self._transaction.read(new.saga_id) is None and new.saga_id not in self._database.tombstones:
