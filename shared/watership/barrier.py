@@ -69,6 +69,7 @@ effect: what is written before it or behind it is not in its transaction, and ha
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -81,6 +82,7 @@ from watership.saga.run import Block, HandlerRun, current_run
 from watership.saga.step import StepEvent
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
     from watership.barrier_table import BarrierBase, Row, StepRows, barrier_table
@@ -161,16 +163,16 @@ class Barrier:
 
     async def __aenter__(self) -> Self:
         run = self._run = _run_for_a_block()
+        from watership.barrier_transaction import explain_missing_table, on_connection_of
+
         run.block = self._block
         try:
-            handled, keep = await self._claim(run)
+            handled, keep = await on_connection_of(self._session, functools.partial(self._claim, run))
             if handled is not None and keep:
                 await self._commit_nothing_else()
         except BaseException as error:
             run.block_error = error
             await self._give_up(run)
-            from watership.barrier_transaction import explain_missing_table
-
             explain_missing_table(error)
             raise
         if handled is None:
@@ -197,48 +199,53 @@ class Barrier:
             run.block_error = error
             await self._give_up(run)
 
-    async def _claim(self, run: HandlerRun) -> tuple[AlreadyHandled | None, bool]:
+    def _claim(self, run: HandlerRun, connection: Connection) -> tuple[AlreadyHandled | None, bool]:
         """How the run was handled already, if it was, and whether what was written of that must be kept."""
         from watership.barrier_table import StepRows
-        from watership.barrier_transaction import connection_of, refuse_unfit, watch
+        from watership.barrier_transaction import refuse_unfit, watch
 
-        connection = await connection_of(self._session)
         refuse_unfit(connection)
         rows = self._rows = StepRows(connection, run.step.saga_id, run.step.step, run.step.attempt)
-        handled, keep = await (_claim_act(rows, run) if run.step.action == ACT else _claim_compensation(rows, run))
+        handled, keep = _claim_act(rows, run) if run.step.action == ACT else _claim_compensation(rows, run)
         if handled is None:
-            watch(connection, self._block, rows.settled(run.step.action, run.step.generation))
+            settled_row = functools.partial(rows.settled, run.step.action, run.step.generation)
+            watch(connection, self._block, settled_row)
         return handled, keep
 
     async def _commit_nothing_else(self) -> None:
-        assert self._rows is not None, "its rows are what is committed"
+        from watership.barrier_transaction import connection_of
+
         forget = getattr(self._session, "expunge_all", None)
         if forget is not None:  # what the handler put into its session before the block is not to be written
             forget()
-        connection = self._rows.connection
+        connection = await connection_of(self._session)
         await self._session.commit()
         if not connection.closed and connection.in_transaction():  # the session does not own it, and commits nothing
             await connection.commit()
 
     async def _settle(self, run: HandlerRun) -> None:
-        from watership.barrier_transaction import refuse_open_savepoint
+        from watership.barrier_transaction import flushed
 
-        assert self._rows is not None, "it was entered"
-        block, step = self._block, run.step
+        block = self._block
         patch, response = run.patch(), run.response_data(block.answer)
         events = run.events_data(block.events)
         run.check_reply(patch, response, events)
-        if not block.rolled_back:
-            flush = getattr(self._session, "flush", None)
-            if flush is not None:  # a connection has nothing to flush
-                await flush()
-            refuse_open_savepoint(self._rows.connection)
-        if block.rolled_back or not await self._rows.settle(step.action, step.generation, patch, response, events):
+        store = functools.partial(self._store, run, patch, response, events)
+        if block.rolled_back or not await flushed(self._session, store):
             raise BarrierMisused(
                 f"{run.where}: the transaction was rolled back inside the barrier's block, and a part of the effect with "
                 f"it; let the error leave the block, or use session.begin_nested() for what may fail"
             )
         block.patch, block.response, block.told, block.ended = patch, response, events, True
+
+    def _store(self, run: HandlerRun, patch: dict[str, Any], response: Any, events: Sequence[dict[str, Any]]) -> bool:
+        """Whether the row was there still to be settled."""
+        from watership.barrier_transaction import refuse_open_savepoint
+
+        rows, step = self._rows, run.step
+        assert rows is not None, "it was entered"
+        refuse_open_savepoint(rows.connection)
+        return not self._block.rolled_back and rows.settle(step.action, step.generation, patch, response, events)
 
     async def _give_up(self, run: HandlerRun) -> None:
         """Nothing of a block that did not end may be committed, whatever the handler makes of the error."""
@@ -261,12 +268,12 @@ async def run_behind(
 # --- the decisions: see the theory above ----------------------------------------------------------------------------
 
 
-async def _claim_act(rows: StepRows, run: HandlerRun) -> tuple[AlreadyHandled | None, bool]:
+def _claim_act(rows: StepRows, run: HandlerRun) -> tuple[AlreadyHandled | None, bool]:
     from watership.barrier_table import BEGUN
 
-    if await rows.insert(ACT, 1, BEGUN):
+    if rows.insert(ACT, 1, BEGUN):
         return None, False
-    row = await rows.read(ACT, 1)
+    row = rows.read(ACT, 1)
     if row is None:
         raise _vanished(run)
     return _answer_to_act(row, run), False
@@ -283,23 +290,23 @@ def _answer_to_act(row: Row, run: HandlerRun) -> AlreadyHandled:
     return AlreadyHandled("failed", error=ActRefused(f"{run.where}: this act is late: {undone}"), certain=True)
 
 
-async def _claim_compensation(rows: StepRows, run: HandlerRun) -> tuple[AlreadyHandled | None, bool]:
+def _claim_compensation(rows: StepRows, run: HandlerRun) -> tuple[AlreadyHandled | None, bool]:
     from watership.barrier_table import BEGUN, DONE, EMPTY, UNDONE
 
     generation = run.step.generation
-    if await rows.insert(ACT, 1, UNDONE if run.acted else EMPTY):
+    if rows.insert(ACT, 1, UNDONE if run.acted else EMPTY):
         if not run.acted:
-            await rows.insert(COMPENSATE, generation, EMPTY)
+            rows.insert(COMPENSATE, generation, EMPTY)
             log.info("%s: an empty compensation: its act never ran, and is refused from now on", run.where)
             return AlreadyHandled("done"), True
-    elif not await rows.move(ACT, 1, before=(DONE, BEGUN, EMPTY) if run.acted else (DONE, BEGUN), after=UNDONE):
-        return _answer_to_compensation(await rows.read(COMPENSATE), run), False
+    elif not rows.move(ACT, 1, before=(DONE, BEGUN, EMPTY) if run.acted else (DONE, BEGUN), after=UNDONE):
+        return _answer_to_compensation(rows.read(COMPENSATE), run), False
     elif not run.acted:
-        act = await rows.read(ACT, 1)
+        act = rows.read(ACT, 1)
         if act is not None and act.patch is not None:
             run.restore(act.patch)
-    if not await rows.insert(COMPENSATE, generation, BEGUN):
-        return _answer_to_compensation(await rows.read(COMPENSATE, generation), run), False
+    if not rows.insert(COMPENSATE, generation, BEGUN):
+        return _answer_to_compensation(rows.read(COMPENSATE, generation), run), False
     return None, False
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase
@@ -72,25 +73,25 @@ class Row:
 
 
 class StepRows:
-    """The rows of one step of one saga, on a connection within a transaction."""
+    """The rows of one step of one saga, on a connection within a transaction. Blocking calls: for SQLAlchemy's ``run_sync``."""
 
-    def __init__(self, connection: AsyncConnection, saga_id: uuid.UUID, step: str, attempt: int) -> None:
+    def __init__(self, connection: Connection, saga_id: uuid.UUID, step: str, attempt: int) -> None:
         self.connection = connection
         self._step = {"of_saga": saga_id, "of_step": step}
         self._attempt = attempt
         self._dialect = connection.dialect.name
         now_ms(self._dialect)  # raises for a dialect that it does not know
 
-    async def insert(self, action: str, generation: int, state: str) -> bool:
+    def insert(self, action: str, generation: int, state: str) -> bool:
         """Whether the row is ours. Waits for a transaction that has just inserted the same, and may roll back yet."""
         values = {"to_attempt": self._attempt, "to_state": state}
-        return await self._count(_insert(self._dialect), action, generation, values) == 1
+        return self._count(_insert(self._dialect), action, generation, values) == 1
 
-    async def move(self, action: str, generation: int, *, before: tuple[str, ...], after: str) -> bool:
+    def move(self, action: str, generation: int, *, before: tuple[str, ...], after: str) -> bool:
         """Whether the row went from one of these states to another. Waits for whoever is changing it."""
-        return await self._count(_move(self._dialect, before), action, generation, {"to_state": after}) == 1
+        return self._count(_move(self._dialect, before), action, generation, {"to_state": after}) == 1
 
-    async def settle(
+    def settle(
         self, action: str, generation: int, patch: dict[str, Any], response: Any, events: Sequence[dict[str, Any]]
     ) -> bool:
         """Whether the row of a block that has begun is there still; it is done now."""
@@ -99,17 +100,17 @@ class StepRows:
             "to_response": codec.dumps(response).decode() if response is not None else None,
             "to_events": codec.dumps(list(events)).decode() if events else None,
         }
-        return await self._count(_settle(), action, generation, values) == 1
+        return self._count(_settle(), action, generation, values) == 1
 
     def settled(self, action: str, generation: int) -> sa.Select[Any]:
         """A query that finds the row of a block that has ended, in its own transaction."""
         return _settled().params(**self._step, of_action=action, of_generation=generation)
 
-    async def read(self, action: str, generation: int | None = None) -> Row | None:
+    def read(self, action: str, generation: int | None = None) -> Row | None:
         """A row as it was committed last, or as we changed it; without a generation, the newest of its action."""
         values = {"of_action": action} if generation is None else {"of_action": action, "of_generation": generation}
         query = _read(newest=generation is None)
-        found = (await self.connection.execute(query, {**self._step, **values})).one_or_none()
+        found = self.connection.execute(query, {**self._step, **values}).one_or_none()
         if found is None:
             return None
         state, patch, response, events = found
@@ -120,9 +121,9 @@ class StepRows:
             codec.loads(events) if events is not None else [],
         )
 
-    async def _count(self, statement: Any, action: str, generation: int, values: dict[str, Any]) -> int:
+    def _count(self, statement: Any, action: str, generation: int, values: dict[str, Any]) -> int:
         whole = {**self._step, "of_action": action, "of_generation": generation, **values}
-        return (await self.connection.execute(statement, whole)).rowcount
+        return self.connection.execute(statement, whole).rowcount
 
 
 # The statements, each made once: to make one anew for each command cost as much as its way to the database and back.
@@ -188,6 +189,7 @@ def _read(*, newest: bool) -> sa.Select[Any]:
     )
 
 
+@functools.cache
 def now_ms(dialect: str) -> sa.ColumnElement[int]:
     """The database's clock, in milliseconds. Raises `ConfigurationError` for a dialect that the barrier does not speak."""
     found = _NOW_MS.get(dialect)

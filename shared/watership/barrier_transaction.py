@@ -9,42 +9,68 @@ import functools
 import re
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RootTransaction, TwoPhaseTransaction, event
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session
 
 from watership.barrier_table import barrier_table
 from watership.errors import BarrierMisused, ConfigurationError
 from watership.saga.run import Block
 
+ResultT = TypeVar("ResultT")
+_OURS = {"clause": barrier_table}
+
 
 async def connection_of(session: AsyncSession | AsyncConnection) -> AsyncConnection:
     """The connection that the session's transaction is on. Raises `ConfigurationError` if it is no async session."""
+    opened = _opened(session)
+    return opened if isinstance(opened, AsyncConnection) else await opened.connection(bind_arguments=_OURS)
+
+
+async def on_connection_of(session: AsyncSession | AsyncConnection, work: Callable[[Connection], ResultT]) -> ResultT:
+    """Runs ``work`` on that connection, all of it in one greenlet: to enter one for each call cost a third of a statement."""
+    opened = _opened(session)
+    if isinstance(opened, AsyncConnection):
+        return await opened.run_sync(work)
+    return await opened.run_sync(lambda sync: work(sync.connection(bind_arguments=_OURS)))
+
+
+async def flushed(session: AsyncSession | AsyncConnection, work: Callable[[], ResultT]) -> ResultT:
+    """Runs ``work`` behind a flush of the session, in the same greenlet. A connection has nothing to flush."""
+
+    def both(sync: Session | Connection) -> ResultT:
+        if isinstance(sync, Session):
+            sync.flush()
+        return work()
+
+    return await _opened(session).run_sync(both)
+
+
+def _opened(session: AsyncSession | AsyncConnection) -> AsyncSession | AsyncConnection:
+    """Raises `ConfigurationError` if nothing can be written through it."""
+    if isinstance(session, async_scoped_session):
+        scoped: AsyncSession = session()
+        return scoped
     if isinstance(session, AsyncConnection):
-        return session
-    if not isinstance(session, AsyncSession | async_scoped_session):
+        if session.sync_connection is None:
+            raise ConfigurationError("the barrier's connection is not open: async with engine.connect() as connection")
+    elif not isinstance(session, AsyncSession):
         raise ConfigurationError(
             f"a barrier takes an AsyncSession or an AsyncConnection, not a {type(session).__name__}"
         )
-    return await session.connection(bind_arguments={"clause": barrier_table})
+    return session
 
 
-def _sync_of(connection: AsyncConnection) -> Connection:
-    if connection.sync_connection is None:
-        raise ConfigurationError("the barrier's connection is not open: async with engine.connect() as connection")
-    return connection.sync_connection
-
-
-def refuse_unfit(connection: AsyncConnection) -> None:
+def refuse_unfit(target: Connection) -> None:
     """Raises `ConfigurationError` or `BarrierMisused` if one commit would not settle what is written from here on."""
-    target = _sync_of(connection)
     level = target.get_execution_options().get("isolation_level")
     if level is None:  # SQLAlchemy has no public name for what an engine was made with
-        level = getattr(connection.dialect, "_on_connect_isolation_level", None)
+        level = getattr(target.dialect, "_on_connect_isolation_level", None)
     if level == "AUTOCOMMIT":
         raise ConfigurationError(
             "a barrier needs a transaction, and this session's isolation level is AUTOCOMMIT: each statement would be on "
@@ -61,9 +87,9 @@ def refuse_unfit(connection: AsyncConnection) -> None:
         )
 
 
-def refuse_open_savepoint(connection: AsyncConnection) -> None:
+def refuse_open_savepoint(connection: Connection) -> None:
     """Raises `BarrierMisused` if a savepoint of the block is there still at its end."""
-    if _sync_of(connection).in_nested_transaction():
+    if connection.in_nested_transaction():
         raise BarrierMisused(
             "a savepoint that was begun inside a barrier's block is open at its end, so that a part of the effect can be "
             "rolled back behind it; end it inside the block: async with session.begin_nested(): ..."
@@ -91,10 +117,10 @@ class Watch:
 
     block: Block | None = None
     _transaction: weakref.ref[RootTransaction] | None = None  # not kept: it keeps its connection
-    _settled_row: sa.Select[Any] | None = None
+    _settled_row: Callable[[], sa.Select[Any]] | None = None
     _shaken = False  # a statement failed behind the block, and perhaps took the whole transaction with it
 
-    def begin(self, connection: Connection, block: Block, settled_row: sa.Select[Any]) -> None:
+    def begin(self, connection: Connection, block: Block, settled_row: Callable[[], sa.Select[Any]]) -> None:
         """From now on, it watches the transaction that the connection is in for this block, which settles this row."""
         transaction = connection.get_transaction()
         assert transaction is not None, "the block has written its row"
@@ -132,7 +158,7 @@ class Watch:
         gone = "the database itself rolled the transaction of a barrier back, since a statement behind the block failed"
         assert self._settled_row is not None, "the block has begun"
         try:
-            return (None, None) if connection.execute(self._settled_row).one_or_none() is not None else (gone, None)
+            return (None, None) if connection.execute(self._settled_row()).one_or_none() is not None else (gone, None)
         except DBAPIError as error:  # PostgreSQL takes no statement any more, and answers COMMIT by a rollback
             return gone, error
 
@@ -180,9 +206,8 @@ _HEARS: dict[str, Callable[..., None]] = {
 }
 
 
-def watch(connection: AsyncConnection, block: Block, settled_row: sa.Select[Any]) -> None:
+def watch(target: Connection, block: Block, settled_row: Callable[[], sa.Select[Any]]) -> None:
     """From now on, the block hears what becomes of its transaction; its row, once settled, is what the query finds."""
-    target = _sync_of(connection)
     if target.engine not in _listened:  # once for an engine: a connection's own listeners cost more than its statements
         _listened.add(target.engine)
         for name in _HEARS:

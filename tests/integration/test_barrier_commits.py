@@ -69,6 +69,20 @@ async def test_a_commit_that_cannot_be_serialized(bench: Bench) -> None:
     await bench.had_none(await bench.act(body), Outcome.UNKNOWN, "could not serialize access")
 
 
+async def test_what_failed_on_the_drivers_own_connection_is_found_out_by_the_settling(bench: Bench) -> None:
+    """SQLAlchemy hears nothing of it, and COMMIT would be a rollback without a word: so no block ends without a statement."""
+
+    async def body(context: Order) -> None:
+        async with AsyncSession(bench.engine) as session, session.begin(), barrier(session):
+            await take_effect(session, context, "no")
+            driver = (await (await session.connection()).get_raw_connection()).driver_connection
+            assert driver is not None
+            with contextlib.suppress(Exception):
+                await driver.execute("SELECT 1 / 0")
+
+    await bench.had_none(await bench.act(body), Outcome.FAILED, "current transaction is aborted")
+
+
 async def test_a_link_that_is_cut_before_the_commit(bench: Bench) -> None:
     async def body(context: Order) -> None:
         async with AsyncSession(bench.engine) as session:
