@@ -69,6 +69,11 @@ class Arrival:
     expired: bool = False
 
     @property
+    def starts_anew(self) -> bool:
+        """As far as anybody knows, there is no such saga yet."""
+        return isinstance(self.message, StartSaga) and not self.again
+
+    @property
     def again(self) -> bool:
         """It may have been judged before."""
         return self.redelivered or self.in_doubt

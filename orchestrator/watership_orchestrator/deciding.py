@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from watership.chance import SYSTEM_CHANCE
 from watership.errors import SagaConflict, StoreUnavailable
-from watership.messages import AdminRequest, StartSaga
+from watership.messages import StartSaga
 from watership.saga.storage.protocol import Tombstone
+from watership_orchestrator.advancing import Advancer
 from watership_orchestrator.arrivals import Arrival, Plans, Rejection, Waiting
 from watership_orchestrator.database import is_passing, is_too_long
+from watership_orchestrator.decided import BatchResult, Decided, by_saga, decided
 from watership_orchestrator.judgement import Judgement, NeedsHistory, judge
 from watership_orchestrator.kept_signals import put_first
 from watership_orchestrator.ports import PlanShelf, SagaBatch, SagaStore
@@ -32,41 +34,6 @@ RETRIES_MAX = 8
 
 
 @dataclasses.dataclass(slots=True)
-class BatchResult:
-    """What became of a batch. ``again``: to be judged in a later batch, since their sagas were locked elsewhere.
-
-    ``redeliver``: committed, but not published in time: the broker must bring them again. ``newer``: of sagas that a
-    newer orchestrator has written, and that are left to one (law 8): nothing was looked at.
-    """
-
-    again: list[Arrival] = dataclasses.field(default_factory=list)
-    redeliver: list[Arrival] = dataclasses.field(default_factory=list)
-    newer: list[Arrival] = dataclasses.field(default_factory=list)
-    rejections: list[Rejection] = dataclasses.field(default_factory=list)
-    refusals: dict[int, str] = dataclasses.field(default_factory=dict)
-    states: dict[uuid.UUID, Judgement] = dataclasses.field(default_factory=dict)
-
-    def take_in(self, other: BatchResult) -> None:
-        """What became of another part of the same batch."""
-        self.again.extend(other.again)
-        self.redeliver.extend(other.redeliver)
-        self.newer.extend(other.newer)
-        self.rejections.extend(other.rejections)
-        self.refusals.update(other.refusals)
-        self.states.update(other.states)
-
-
-@dataclasses.dataclass(slots=True)
-class Decided:
-    """A batch that is committed. ``began_s``: by the monotonic clock."""
-
-    judgements: list[Judgement]
-    plans: Plans
-    result: BatchResult
-    began_s: float
-
-
-@dataclasses.dataclass(slots=True)
 class _Work:
     """One transaction's arrivals by saga; what cannot be judged, and why; what came of rows."""
 
@@ -74,6 +41,7 @@ class _Work:
     result: BatchResult = dataclasses.field(default_factory=BatchResult)
     poison: dict[uuid.UUID, tuple[list[Arrival], Exception]] = dataclasses.field(default_factory=dict)
     told: dict[Waiting, str] = dataclasses.field(default_factory=dict)
+    version: int = 0  # what its rows are marked with, once it is committed
     added: set[int] = dataclasses.field(default_factory=set)  # arrivals that the batch found itself, by id()
 
     def is_poison(self, saga_id: uuid.UUID, error: Exception) -> None:
@@ -96,33 +64,42 @@ class Decider:
         self._plans = plans
         self._now_s = now_s
         self._chance = chance
+        self._advancer = Advancer(store, plans, now_s)
+        self._taken_ids: set[uuid.UUID] = set()  # of starts that come again at once: there are such sagas
 
     async def decide(self, arrivals: Sequence[Arrival]) -> Decided:
-        """Commits the batch; if it cannot, its halves, so that what is poisonous fails alone. Raises `StoreUnavailable`."""
+        """Commits the batch: what can be without being read, then the rest. Raises `StoreUnavailable`."""
+        first, left_over = await self._advancer.decide(arrivals)
+        if first is None:
+            return await self._decide(arrivals)
+        if left_over:
+            first.take_in(await self._decide(left_over))
+        return first
+
+    async def _decide(self, arrivals: Sequence[Arrival]) -> Decided:
+        """In one transaction; if it does not go through, in halves, so that what is poisonous fails alone."""
         for attempt in range(1, RETRIES_MAX + 1):
             began_s = self._now_s()
             try:
                 async with self._store.batch() as batch:
                     work, judgements, plans = await self._judge_and_write(batch, arrivals)
-                return self._decided(work, judgements, plans, began_s)
+                self._advancer.saw_written(judgements, work.version)
+                return decided(judgements, plans, began_s, work.result, work.poison)
             except Exception as error:  # told apart here: the database's state, or this batch's own fault
-                groups = list(_by_saga(arrivals).values())
+                groups = list(by_saga(arrivals).values())
                 if len(groups) > 1 and (is_too_long(error) or not is_passing(error)):
                     break
                 if not is_passing(error):
                     work = await self._alone(arrivals, error)
-                    return self._decided(work, [], await self._plans.get((), ()), began_s)
+                    return decided([], await self._plans.get((), ()), began_s, work.result, work.poison)
                 for arrival in arrivals:
                     arrival.in_doubt = True
                 if attempt == RETRIES_MAX:
                     raise unavailable(error) from error
                 await asyncio.sleep(self._chance.uniform(0, 0.05 * 2**attempt))
         half = len(groups) // 2
-        first = await self.decide([arrival for group in groups[:half] for arrival in group])
-        second = await self.decide([arrival for group in groups[half:] for arrival in group])
-        first.began_s = min(first.began_s, second.began_s)
-        first.judgements.extend(second.judgements)
-        first.result.take_in(second.result)
+        first = await self._decide([arrival for group in groups[:half] for arrival in group])
+        first.take_in(await self._decide([arrival for group in groups[half:] for arrival in group]))
         return first
 
     async def due(self, limit: int) -> tuple[int, Decided | None]:
@@ -135,36 +112,17 @@ class Decider:
                 if not arrivals:
                     return 0, None
                 work, judgements, plans = await self._judge_and_write(batch, arrivals)
-            return len(arrivals), self._decided(work, judgements, plans, began_s)
+            return len(arrivals), decided(judgements, plans, began_s, work.result, work.poison)
         except Exception as error:
             if not arrivals:
                 if not is_passing(error):
                     raise
                 raise unavailable(error) from error
-        return len(arrivals), await self.decide(arrivals)  # again, and with more patience
-
-    @staticmethod
-    def _decided(work: _Work, judgements: list[Judgement], plans: Plans, began_s: float) -> Decided:
-        result = work.result
-        for saga_id, (arrivals, fault) in work.poison.items():
-            log.error("saga %s: what arrived for it cannot be judged", saga_id, exc_info=fault)
-            for arrival in arrivals:  # its messages are given back
-                reason = f"saga {saga_id}: {type(fault).__name__}: {fault}"
-                if isinstance(arrival.message, AdminRequest):
-                    result.refusals[id(arrival)] = reason
-                elif arrival.message is not None and arrival.row is None:
-                    result.rejections.append(Rejection(arrival, "poisonous", reason))
-        for judgement in judgements:
-            result.rejections.extend(one for one in judgement.rejections if one.arrival.row is None)
-            result.refusals.update(judgement.refusals)
-            result.states[judgement.saga_id] = judgement
-            if judgement.moved and judgement.state is not None and judgement.state.parked_reason is not None:
-                log.warning("saga %s is parked: %s", judgement.saga_id, judgement.state.parked_reason)
-        return Decided(judgements, plans, result, began_s)
+        return len(arrivals), await self._decide(arrivals)  # again, and with more patience
 
     async def _alone(self, arrivals: Sequence[Arrival], error: Exception) -> _Work:
         """One saga's arrivals, with which no transaction goes through: backed off in one without them."""
-        work = _Work(_by_saga(arrivals))
+        work = _Work(by_saga(arrivals))
         for saga_id in list(work.by_saga):
             work.is_poison(saga_id, error)
         try:
@@ -193,30 +151,47 @@ class Decider:
         if rows:
             held = await batch.hold(rows)
             arrivals = [arrival for arrival in arrivals if arrival.row is None or arrival.row in held]
-        work = _Work(_by_saga(arrivals))
-        by_saga, result = work.by_saga, work.result
-        stored = await batch.lock(by_saga)
+        work = _Work(by_saga(arrivals))
+        groups, result = work.by_saga, work.result
+        stored = await self._read(batch, groups)
         for saga_id, error in batch.broken.items():
             work.is_poison(saga_id, error)
         for saga_id in batch.newer:
-            result.newer.extend(by_saga.pop(saga_id))
+            result.newer.extend(groups.pop(saga_id))
         tombstones = await self._unknown(batch, work, stored)
-        put_off, work.added = await put_first(batch, by_saga, stored)
+        put_off, work.added = await put_first(batch, groups, stored)
         for saga_id in put_off:
-            result.again.extend(by_saga.pop(saga_id))
+            result.again.extend(groups.pop(saga_id))
         plans = await self._plans_for(stored.values(), arrivals)
         judgements = await self._judge_all(batch, work, stored, plans, tombstones)
         judgements = await self._write(batch, judgements, work, plans)
         work.told.update(
             (arrival.row, judgement.told[id(arrival)])
             for judgement in judgements
-            for arrival in by_saga[judgement.saga_id]
+            for arrival in groups[judgement.saga_id]
             if arrival.row is not None and id(arrival) in judgement.told
         )
         if work.told:
             await batch.done(work.told)
         await self._back_off(batch, work.poison)
+        work.version = batch.version
         return work, judgements, plans
+
+    async def _read(self, batch: SagaBatch, groups: dict[uuid.UUID, list[Arrival]]) -> dict[uuid.UUID, StoredSaga]:
+        """The sagas, locked. One that is started is not looked for: whether it is there already, its insert tells."""
+        now_ms = self._advancer.now_ms()
+        ids = [
+            saga_id
+            for saga_id, group in groups.items()
+            if now_ms is None or not group[0].starts_anew or saga_id in self._taken_ids
+        ]
+        if not ids and now_ms is not None:
+            batch.suppose(now_ms)
+            return {}
+        stored = await batch.lock(ids)
+        self._advancer.saw_time(batch.now_ms)
+        self._taken_ids.difference_update(ids)
+        return stored
 
     async def _unknown(
         self, batch: SagaBatch, work: _Work, stored: dict[uuid.UUID, StoredSaga]
@@ -279,7 +254,7 @@ class Decider:
         """Writes what moved; the judgements that stand. A new saga that somebody else made first is judged again."""
         made = await batch.insert(
             [
-                NewRow(j.saga_id, j.state, j.input_hash, j.reply_to, j.traceparent, j.owed_reason())
+                NewRow(j.saga_id, j.state, j.input_hash, j.reply_to, j.traceparent, j.owed_reason(), j.progress)
                 for j in judgements
                 if j.is_new and j.state is not None
             ]
@@ -313,6 +288,7 @@ class Decider:
             if tombstone is not None and tombstone.ours:
                 pruned.append(judge(saga_id, None, group, plans, batch.now_ms, tombstone=tombstone))
             elif tombstone is None and existing.get(saga_id, True):
+                self._taken_ids.add(saga_id)
                 work.result.again.extend(arrival for arrival in group if id(arrival) not in work.added)
             else:
                 await self._refuse_foreign(batch, group, work)
@@ -332,10 +308,3 @@ class Decider:
 def unavailable(error: Exception) -> StoreUnavailable:
     """The database's trouble in words."""
     return StoreUnavailable(f"the database does not answer: {type(error).__name__}: {error}")
-
-
-def _by_saga(arrivals: Iterable[Arrival]) -> dict[uuid.UUID, list[Arrival]]:
-    grouped: dict[uuid.UUID, list[Arrival]] = {}
-    for arrival in arrivals:
-        grouped.setdefault(arrival.saga_id, []).append(arrival)
-    return grouped

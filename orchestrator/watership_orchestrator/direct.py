@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]
 _NO_ROWS = SimpleResultMetaData(("nothing",))
@@ -30,16 +31,17 @@ class Asked(Protocol):
 
 
 class Direct:
-    """One transaction."""
+    """What runs statements on the driver. ``is_begun`` False: a transaction was asked for, and has not begun for certain."""
 
     def __init__(self, driver: asyncpg.Connection[Any]) -> None:
-        self._driver = driver
+        self.driver = driver
+        self.is_begun = True
 
     async def execute(self, statement: sa.TextClause, values: Mapping[str, Any], /) -> sa.Result[Any]:
         """Runs a statement, prepared once for each connection."""
         text, names = _compiled(statement)
-        with _as_sqlalchemys(text, self._driver):
-            records = await self._driver.fetch(text, *[values[name] for name in names])
+        with _as_sqlalchemys(text, self.driver):
+            records = await self.driver.fetch(text, *[values[name] for name in names])
         columns = SimpleResultMetaData(tuple(records[0].keys())) if records else _NO_ROWS
         return IteratorResult(columns, iter([tuple(record) for record in records]))
 
@@ -47,21 +49,30 @@ class Direct:
 @contextlib.asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[Direct]:
     """Committed at the end of the block, rolled back on an exception."""
-    async with engine.connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None, "a connection that was just taken has one"
-        begun = False
-        try:
-            with _as_sqlalchemys("COMMIT", driver):
-                async with driver.transaction():
-                    begun = True
-                    yield Direct(driver)
-                if driver.is_in_transaction():
-                    raise asyncpg.InterfaceError("the transaction was not ended by its commit")
-        finally:
-            # A BEGIN that failed may have begun a transaction all the same. The pool must not give that to anybody else.
-            if not begun or driver.is_closed() or driver.is_in_transaction():
-                await connection.invalidate()
+    async with statement(engine) as direct:
+        driver = direct.driver
+        with _as_sqlalchemys("COMMIT", driver):
+            direct.is_begun = False
+            async with driver.transaction():
+                direct.is_begun = True
+                yield direct
+            if driver.is_in_transaction():
+                raise asyncpg.InterfaceError("the transaction was not ended by its commit")
+
+
+@contextlib.asynccontextmanager
+async def statement(engine: AsyncEngine) -> AsyncIterator[Direct]:
+    """Each statement is a transaction by itself: committed when it returns."""
+    connection = await engine.raw_connection()
+    driver = connection.driver_connection
+    assert driver is not None, "a connection that was just taken has one"
+    direct = Direct(driver)
+    try:
+        yield direct
+    finally:
+        # A BEGIN that failed may have begun a transaction all the same. The pool must not give that to anybody else.
+        is_sound = direct.is_begun and not driver.is_closed() and not driver.is_in_transaction()
+        await greenlet_spawn(connection.close if is_sound else connection.invalidate)
 
 
 @functools.lru_cache(maxsize=256)

@@ -20,7 +20,8 @@ from watership.chance import SYSTEM_CHANCE
 from watership.errors import StoreUnavailable
 from watership_orchestrator.arrivals import Arrival
 from watership_orchestrator.database import is_passing
-from watership_orchestrator.deciding import BatchResult, Decided, Decider
+from watership_orchestrator.decided import BatchResult, Decided
+from watership_orchestrator.deciding import Decider
 from watership_orchestrator.judgement import Judgement
 from watership_orchestrator.outbox import Outgoing, messages_of, rejection_message
 from watership_orchestrator.owed import events_reason, is_in_doubt, returned_reason

@@ -24,6 +24,7 @@ class Judgement:
     input_hash: str
     reply_to: str | None
     traceparent: str | None
+    progress: bool = True  # who is told the end is told each step, too
     is_new: bool = False
     entries: list[LogEntry] = dataclasses.field(default_factory=list)
     notices: list[Effect] = dataclasses.field(default_factory=list)

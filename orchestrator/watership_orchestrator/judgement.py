@@ -59,7 +59,9 @@ def judge(
     if stored is None:
         judgement = Judgement(saga_id, None, "", None, None)
     else:
-        judgement = Judgement(saga_id, stored.state, stored.input_hash, stored.reply_to, stored.traceparent)
+        judgement = Judgement(
+            saga_id, stored.state, stored.input_hash, stored.reply_to, stored.traceparent, stored.progress
+        )
         judgement.context_before = stored.state.context
         if stored.owed:
             judgement.owed_before = stored.owed_reason or UNCONFIRMED_YET
@@ -161,6 +163,7 @@ class _Judge:
             return
         self.it.is_new, self.it.input_hash = True, input_hash
         self.it.reply_to, self.it.traceparent = arrival.reply_to, arrival.traceparent
+        self.it.progress = start.progress
         self.it.state = SagaState(str(self.it.saga_id))
         plan = plan if trouble is None else None
         look_again_at_ms = None if plan is not None else self.now_ms + PLAN_LOOK_MS

@@ -137,7 +137,7 @@ def _command(judgement: Judgement, state: SagaState, plan: Plan, command: SendCo
 
 def _notices(judgement: Judgement, state: SagaState, effect: Effect, topology: Topology) -> Sequence[Outgoing]:
     if isinstance(effect, NotifyStep):
-        if judgement.reply_to is None:
+        if judgement.reply_to is None or not judgement.progress:
             return ()
         progress = SagaProgress(
             saga_id=judgement.saga_id,

@@ -15,6 +15,8 @@ from watership.messages import AdminAnswer, AdminRequest, RegisterWorker
 from watership.saga.storage.protocol import LogEntry, Tombstone
 from watership_orchestrator.arrivals import Plans, Waiting
 from watership_orchestrator.records import (
+    Advance,
+    Advanced,
     ChangedRow,
     DeadLetter,
     LedgerLine,
@@ -33,12 +35,19 @@ class SagaBatch(Protocol):
         """The database's clock, read after the rows were locked (law 9)."""
 
     @property
+    def version(self) -> int:
+        """What the rows that it wrote are marked with, once it is committed; 0: it has written none."""
+
+    @property
     def broken(self) -> Mapping[uuid.UUID, Exception]:
         """Rows that `lock` locked and that cannot be read, and why."""
 
     @property
     def newer(self) -> Collection[uuid.UUID]:
         """Rows that `lock` locked, and that a newer machine has written: they are not read, and left alone (law 8)."""
+
+    def suppose(self, now_ms: int) -> None:
+        """In the place of `lock`, where there is nothing to lock: what the clock says, as it is known. `insert` checks it."""
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """Locks what is free among ``ids``, and reads the clock after that."""
@@ -104,6 +113,13 @@ class SagaStore(Protocol):
 
     def batch(self) -> AbstractAsyncContextManager[SagaBatch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
+
+    async def advance(self, steps: Sequence[Advance], now_ms: int) -> Advanced:
+        """Writes what was decided for ``now_ms`` on rows that nobody has locked, where they are still as they were then.
+
+        Committed on return. What is locked, or was written since, is left out; all of it if the database's clock is not at
+        ``now_ms``.
+        """
 
     async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
         """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Sequence
 from typing import ClassVar
 
 from watership.machine.state import SagaState
+from watership.saga.storage.protocol import LogEntry
 from watership.values import value
 from watership_orchestrator.arrivals import Shelf, Waiting
 
@@ -18,10 +20,10 @@ class StoredSaga:
     saga_id: uuid.UUID
     state: SagaState
     input_hash: str
-    machine_version: int
     owed: bool
     owed_reason: str | None
     reply_to: str | None
+    progress: bool
     traceparent: str | None
 
 
@@ -36,6 +38,7 @@ class NewRow:
     reply_to: str | None
     traceparent: str | None
     owed_reason: str | None = None
+    progress: bool = True
 
 
 @value
@@ -50,6 +53,24 @@ class ChangedRow:
     owed_reason: str | None
     looked: bool
     writes_context: bool = True
+
+
+@value
+class Advance:
+    """A saga that moved, decided on its row as it was when it had this ``version``."""
+
+    row: ChangedRow
+    version: int
+    entries: Sequence[LogEntry]
+
+
+@value
+class Advanced:
+    """What was written of such: ``sagas``, whose rows have this ``version`` now, by a clock that said ``now_ms``."""
+
+    sagas: frozenset[uuid.UUID]
+    version: int
+    now_ms: int
 
 
 @value

@@ -26,9 +26,11 @@ from watership.saga.storage.rows import (
 from watership_orchestrator import statements as sql
 from watership_orchestrator import waiting
 from watership_orchestrator.arrivals import Waiting
-from watership_orchestrator.direct import Asked, transaction
+from watership_orchestrator.direct import Asked, statement, transaction
 from watership_orchestrator.owed import OWED_LOOK_MS, look_at_ms
 from watership_orchestrator.records import (
+    Advance,
+    Advanced,
     ChangedRow,
     DeadLetter,
     LedgerLine,
@@ -37,6 +39,10 @@ from watership_orchestrator.records import (
     WaitingSignal,
     WaitingStart,
 )
+
+CLOCK_OFF_BY_MS = 250
+ANY_MS = 1 << 62
+XIDS = 1 << 32  # a row names the transaction that wrote it by so much of its number
 
 
 class Batch:
@@ -47,11 +53,17 @@ class Batch:
         self._namespace = namespace
         self._version = machine_version
         self.now_ms = 0
+        self.version = 0
+        self._off_by_ms = ANY_MS
         self.broken: dict[uuid.UUID, Exception] = {}  # rows that `lock` locked and that cannot be read, and why
         self.newer: set[uuid.UUID] = set()  # rows of a newer machine: locked, not read, and to be left alone (law 8)
 
     async def _run(self, statement: sa.TextClause, **values: Any) -> sa.Result[Any]:
         return await self._connection.execute(statement, values)
+
+    def suppose(self, now_ms: int) -> None:
+        """In the place of `lock`, where there is nothing to lock: what the clock says, as it is known. `insert` checks it."""
+        self.now_ms, self._off_by_ms = now_ms, CLOCK_OFF_BY_MS
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """Locks what is free among ``ids``, and reads the clock after that.
@@ -88,7 +100,10 @@ class Batch:
         return [uuid.UUID(bytes=saga_id.bytes) for saga_id in rows.scalars()]  # asyncpg's own class is not JSON
 
     async def insert(self, rows: Sequence[NewRow]) -> set[uuid.UUID]:
-        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had, as far as this could see."""
+        """Makes sagas; the ids that were still free: no saga has them, and no pruned one had, as far as this could see.
+
+        None at all, if the clock is not at what was supposed.
+        """
         if not rows:
             return set()
         values = _columns(rows)
@@ -96,12 +111,14 @@ class Batch:
             name=[row.state.name for row in rows],
             input_hash=[row.input_hash for row in rows],
             reply_to=[row.reply_to for row in rows],
+            progress=[row.progress for row in rows],
             traceparent=[row.traceparent for row in rows],
             owed_reason=[row.owed_reason for row in rows],
             namespace=self._namespace,
             version=self._version,
             now_ms=self.now_ms,
             owed_look_ms=OWED_LOOK_MS,
+            off_by_ms=self._off_by_ms,
         )
         return set((await self._run(sql.INSERT, **values)).scalars())
 
@@ -118,21 +135,10 @@ class Batch:
         """
         if not rows and not entries:
             return set()
-        values = _columns(rows)
-        values.update(
-            owed_reason=[row.owed_reason for row in rows],
-            looked=[row.looked for row in rows],
-            look_at_ms=[look_at_ms(row.owed_reason, row.state.due_at_ms, self.now_ms) for row in rows],
-            version=self._version,
-            now_ms=self.now_ms,
-            made=sorted(made),
-            log_saga_id=[saga_id for saga_id, _ in entries],
-            log_seq=[entry.seq for _, entry in entries],
-            log_at_ms=[entry.at_ms for _, entry in entries],
-            log_cause=[entry.cause for _, entry in entries],
-            log_changes=[changes_to_json(entry.changes) for _, entry in entries],
-        )
-        return set((await self._run(sql.WRITE, **values)).scalars())
+        values = _moves(rows, entries, self.now_ms, self._version)
+        found = (await self._run(sql.WRITE, **values, made=sorted(made))).all()
+        self.version = found[0].version % XIDS
+        return {row.saga_id for row in found if row.saga_id is not None}
 
     async def ledger(self, lines: Sequence[LedgerLine]) -> None:
         """Keeps what moved nothing."""
@@ -207,6 +213,21 @@ class Store:
         async with transaction(self.engine) as connection:
             yield Batch(connection, self.namespace, self.machine_version)
 
+    async def advance(self, steps: Sequence[Advance], now_ms: int) -> Advanced:
+        """Writes what was decided for ``now_ms`` on rows that nobody has locked, where they are still as they were then.
+
+        A statement by itself: on return it is committed. What is locked, or was written since, is left out; all of it if the
+        database's clock is not at ``now_ms``.
+        """
+        rows = [step.row for step in steps]
+        entries = [(step.row.saga_id, entry) for step in steps for entry in step.entries]
+        values = _moves(rows, entries, now_ms, self.machine_version)
+        values.update(row_version=[step.version for step in steps], off_by_ms=CLOCK_OFF_BY_MS)
+        async with statement(self.engine) as connection:
+            found = (await connection.execute(sql.ADVANCE, values)).all()
+        sagas = frozenset(row.saga_id for row in found if row.saga_id is not None)
+        return Advanced(sagas, (found[0].version or 0) % XIDS, found[0].now_ms)
+
     async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
         """Marks sagas (id, seq, reason) whose messages the broker has not confirmed; those that have not moved since."""
         async with self.engine.begin() as connection:
@@ -276,12 +297,31 @@ def stored_saga(row: Mapping[str, Any]) -> StoredSaga:
         saga_id=row["saga_id"],
         state=state_from_row(row),
         input_hash=row["input_hash"],
-        machine_version=row["machine_version"],
         owed=row["owed"],
         owed_reason=row["owed_reason"],
         reply_to=row["reply_to"],
+        progress=row["progress"],
         traceparent=row["traceparent"],
     )
+
+
+def _moves(
+    rows: Sequence[ChangedRow], entries: Sequence[tuple[uuid.UUID, LogEntry]], now_ms: int, machine_version: int
+) -> dict[str, Any]:
+    values = _columns(rows)
+    values.update(
+        owed_reason=[row.owed_reason for row in rows],
+        looked=[row.looked for row in rows],
+        look_at_ms=[look_at_ms(row.owed_reason, row.state.due_at_ms, now_ms) for row in rows],
+        version=machine_version,
+        now_ms=now_ms,
+        log_saga_id=[saga_id for saga_id, _ in entries],
+        log_seq=[entry.seq for _, entry in entries],
+        log_at_ms=[entry.at_ms for _, entry in entries],
+        log_cause=[entry.cause for _, entry in entries],
+        log_changes=[changes_to_json(entry.changes) for _, entry in entries],
+    )
+    return values
 
 
 def _columns(rows: Sequence[NewRow] | Sequence[ChangedRow]) -> dict[str, Any]:

@@ -55,9 +55,11 @@ class WireRunner:
         """Connects. Raises `BrokerUnavailable`."""
         await self._wire().open()
 
-    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
+    async def start(
+        self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID, *, progress: bool = True
+    ) -> SagaWatch:
         """Starts the saga. Its start is durable on return."""
-        return await self._wire().start(definition, context, saga_id)
+        return await self._wire().start(definition, context, saga_id, progress=progress)
 
     async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
         """Writes the start in the caller's transaction, in the orchestrators' database. It needs no broker."""

@@ -79,13 +79,17 @@ def _given(model: Any) -> dict[str, Any]:
 
 
 class StartSaga(WireMessage):
-    """Client → ``start``: run a saga. ``plan`` is the hash that our client pins; others leave it out."""
+    """Client → ``start``: run a saga. ``plan`` is the hash that our client pins; others leave it out.
+
+    ``progress`` False: the ``reply_to`` is told the saga's end, and none of its steps.
+    """
 
     kind: ClassVar[str] = "start-saga"
     saga: Name
     saga_id: uuid.UUID
     context: JsonObject
     plan: Annotated[str, Field(max_length=32)] | None = None
+    progress: bool = True
 
     @property
     def message_id(self) -> str:

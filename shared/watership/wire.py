@@ -129,22 +129,25 @@ class Wire:
 
     # --- starting
 
-    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
+    async def start(
+        self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID, *, progress: bool = True
+    ) -> SagaWatch:
         """Starts a saga; its start is on disk at the broker on return. Raises `StartRejected`, `BrokerUnavailable`."""
         name = definition.plan.saga
         codec.encode_context(context, what=f"saga {name} {saga_id}: the context")
         await self.open()
         await self._register(definition.plan)
-        body = StartSaga(saga=name, saga_id=saga_id, context=context, plan=definition.plan.hash)
+        body = StartSaga(saga=name, saga_id=saga_id, context=context, plan=definition.plan.hash, progress=progress)
         return await self.start_watched(body, definition.plan)
 
-    async def start_watched(self, body: StartSaga, plan: Plan | None = None, *, end_only: bool = False) -> SagaWatch:
+    async def start_watched(self, body: StartSaga, plan: Plan | None = None) -> SagaWatch:
         """Publishes a start and listens. Whoever does not know the plan has the steps read from the log, or none."""
         await self.open()
         listening = self._sagas.get(body.saga_id)
         if listening is None or listening.watch.over:
-            listening = Listening(SagaWatch(body.saga_id), plan, time.monotonic(), end_only, body)
+            listening = Listening(SagaWatch(body.saga_id), plan, time.monotonic(), not body.progress, body)
             self._sagas[body.saga_id] = listening
+        listening.end_only = listening.end_only and not body.progress
         try:
             await self.publish_start(body)
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 
 import pytest
@@ -41,10 +42,19 @@ async def test_what_was_made_is_locked_and_read(ground: Ground) -> None:
         assert abs(batch.now_ms - now_ms()) < 60_000
     assert stored.state == state
     assert (stored.input_hash, stored.reply_to, stored.owed, stored.owed_reason) == ("hash", "me", False, None)
+    assert stored.progress
     row = await ground.row(saga_id)
     assert row is not None
     assert row["wake_at_ms"] == row["due_at_ms"] == state.due_at_ms
     assert row["step"] == "A"
+
+
+async def test_who_is_told_the_end_alone_is_remembered(ground: Ground) -> None:
+    async with ground.store.batch() as batch:
+        await batch.lock([])
+        await batch.insert([dataclasses.replace(new_row(saga(1)), progress=False)])
+    async with ground.store.batch() as batch:
+        assert not (await batch.lock([uuid.UUID(int=1)]))[uuid.UUID(int=1)].progress
 
 
 async def test_a_locked_saga_is_passed_over_and_exists(ground: Ground) -> None:

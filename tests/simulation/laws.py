@@ -83,7 +83,7 @@ class Laws(Witness):
             self._entry(row, commit)
             self._law_09_one_clock(row, transaction)
         for saga_id, saga in transaction.rows.items():
-            self._law_02_nothing_is_stuck(saga)
+            self._law_02_nothing_is_stuck(saga, transaction)
             self._law_07_pinned(saga)
             self._law_08_the_log_is_the_truth(saga_id, saga)
             self._law_11_starting_is_idempotent(saga_id, saga)
@@ -136,14 +136,15 @@ class Laws(Witness):
             words = ", ".join(in_words(change) for change in changes)
             self.world.tell(commit.process, f"commits saga {saga_id.int} #{row.seq} by {row.cause}: {words}")
 
-    def _law_02_nothing_is_stuck(self, row: Row) -> None:
+    def _law_02_nothing_is_stuck(self, row: Row, transaction: Transaction) -> None:
         over = row["status"] in ("COMPLETED", "COMPENSATED", "FAILED") and not row["owed"]
         looked_at = row["wake_at_ms"] is not None or row["parked_reason"] is not None or row["paused"]
         self.check(
             "law_02_nothing_is_stuck", over or looked_at, f"saga {row['saga_id'].int}: nobody will look at it: {row}"
         )
         due, wake = row["due_at_ms"], row["wake_at_ms"]
-        late = due is not None and (wake is None or wake > max(due, self.world.now_ms() + OWED_LOOK_MS))
+        latest_ms = self.world.now_ms() + OWED_LOOK_MS + transaction.off_by_ms
+        late = due is not None and (wake is None or wake > max(due, latest_ms))
         fine = not late or self.steps_clock  # it was told by the clock as it was then
         self.check("law_02_nothing_is_stuck", fine, f"saga {row['saga_id'].int}: due at {due}, woken at {wake}")
 
@@ -164,8 +165,9 @@ class Laws(Witness):
         )
 
     def _law_09_one_clock(self, row: LogRow, transaction: Transaction) -> None:
-        """What is written was judged by the database's clock, within the transaction."""
-        within = transaction.began_at_ms <= row.at_ms <= self.world.now_ms()
+        """What is written was judged by the database's clock: read in the transaction, or known, and checked by it."""
+        off_by_ms = transaction.off_by_ms
+        within = transaction.began_at_ms - off_by_ms <= row.at_ms <= self.world.now_ms() + off_by_ms
         self.check(
             "law_09_one_clock",
             within or self.steps_clock,

@@ -103,6 +103,7 @@ def memory_ground() -> Ground:
 
     async def change(saga_id: uuid.UUID, **values: Any) -> None:
         database.sagas[saga_id].update(values)
+        database.versions[saga_id] = database.next_version()
 
     async def make_older(plan: Plan) -> None:
         record = database.plans["test", plan.hash]

@@ -91,6 +91,7 @@ def stored_from(it: Judgement) -> StoredSaga:
         "input_hash": it.input_hash,
         "reply_to": it.reply_to,
         "traceparent": it.traceparent,
+        "progress": it.progress,
         "owed": False,
         "owed_reason": None,
     }

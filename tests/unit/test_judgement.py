@@ -297,6 +297,11 @@ def test_who_is_told_what() -> None:
         ("saga-ended", "me", False),
         ("saga-ended", "saga.OrderSaga.completed", True),
     ]
+    row = Row()
+    row.batch(Arrival(SAGA_ID, start(progress=False), reply_to="me"))
+    assert [one.message.type for one in messages_of(row.batch(reply("A")), PLAN, TOPOLOGY)] == ["step-command"]
+    ended = messages_of(row.batch(reply("B"), reply("C")), PLAN, TOPOLOGY)
+    assert [one.message.routing_key for one in ended] == ["me", "saga.OrderSaga.completed"]
     unwatched = Row().batch(start(), reply("A"), reply("B"), reply("C"))
     assert [one.message.routing_key for one in messages_of(unwatched, PLAN, TOPOLOGY)] == ["saga.OrderSaga.completed"]
 

@@ -109,7 +109,7 @@ async def _starter(wire: Wire, batch: Batch, waiting: Iterator[int], watch: bool
         body = batch.bodies[index]
         try:
             if watch:
-                watched = await wire.start_watched(body, end_only=True)
+                watched = await wire.start_watched(body.model_copy(update={"progress": False}))
             else:
                 await wire.publish_start(body, listen=False)
         except WatershipError as error:

@@ -304,7 +304,9 @@ class EmbeddedRunner:
         self._met, self._met_in = drivers, weakref.ref(loop)
         return drivers
 
-    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
+    async def start(
+        self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID, *, progress: bool = True
+    ) -> SagaWatch:
         """Starts the saga, or joins it. Durable on return."""
         return (await self._drivers().start(self._jobs[definition.plan.saga], context, saga_id)).watch
 

@@ -97,7 +97,8 @@ class SagaMediator:
     ) -> SagaResult[ContextT]:
         """Runs the saga to its end. Does not raise for a saga that was compensated or parked: look at the result."""
         definition = self._definition_for(context)
-        watch = await self._runner.start(definition, shape_of(type(context)).dump(context), _id_of(saga_id))
+        data = shape_of(type(context)).dump(context)
+        watch = await self._runner.start(definition, data, _id_of(saga_id), progress=False)
         return await result_of(watch, definition, timeout_s, type(context))
 
     async def result(self, saga_id: uuid.UUID, timeout_s: float | None = None) -> SagaResult[Any]:

@@ -166,8 +166,13 @@ class Runner(Protocol):
     async def open(self) -> None:
         """Connects, or begins to recover. What is not opened opens itself at first use."""
 
-    async def start(self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID) -> SagaWatch:
-        """Starts the saga with this context, as JSON data, or finds it if it was started alike. Durable on return. Raises `StartRejected`."""
+    async def start(
+        self, definition: Definition, context: dict[str, Any], saga_id: uuid.UUID, *, progress: bool = True
+    ) -> SagaWatch:
+        """Starts the saga with this context, as JSON data, or finds it if it was started alike. Durable on return.
+
+        ``progress`` False: only its end need be told. Raises `StartRejected`.
+        """
 
     async def write_start(self, definition: Definition, context: Any, saga_id: uuid.UUID, session: Any) -> None:
         """Writes the start in the transaction of ``session``. Raises `ConfigurationError` if it cannot be there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -103,7 +104,9 @@ class Transaction:
 
     def __init__(self, database: MemoryDatabase, client: object) -> None:
         self.client = client
+        self.version = database.next_version()
         self.began_at_ms = database.now_ms()
+        self.off_by_ms = 0  # it writes what was decided for a time that may be as far from the clock's
         self.rows: dict[uuid.UUID, Row] = {}
         self.log: list[LogRow] = []
         self.ledger: list[LedgerRow] = []
@@ -198,6 +201,7 @@ class Transaction:
         self._require_open()
         database = self._database
         database.sagas.update(self.rows)
+        database.versions.update(dict.fromkeys(self.rows, self.version))
         for entry in self.log:
             database.logs.setdefault(entry.saga_id, []).append(entry)
         database.ledger.extend(self.ledger)
@@ -238,6 +242,8 @@ class MemoryDatabase:
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
         self.sagas: dict[uuid.UUID, Row] = {}
+        self.versions: dict[uuid.UUID, int] = {}  # of each row: the number of the transaction that wrote it last
+        self.next_version = itertools.count(1).__next__
         self.logs: dict[uuid.UUID, list[LogRow]] = {}
         self.ledger: list[LedgerRow] = []
         self.plans: dict[tuple[str, str], PlanRecord] = {}  # by namespace and hash

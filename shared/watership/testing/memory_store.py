@@ -21,13 +21,13 @@ from watership.saga.storage.rows import (
     current_step,
     state_to_json,
 )
-from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase, Row, WaitingRow
+from watership.testing.memory_database import LedgerRow, LogRow, MemoryDatabase, Row, Transaction, WaitingRow
 from watership.testing.memory_line import Line, StraightLine
 from watership.testing.memory_rows import MemoryRows, backed_off
 from watership_orchestrator.arrivals import Shelf, Waiting
 from watership_orchestrator.owed import OWED_LOOK_MS, look_at_ms
-from watership_orchestrator.records import ChangedRow, LedgerLine, NewRow, StoredSaga, WaitingSignal
-from watership_orchestrator.store import stored_saga
+from watership_orchestrator.records import Advance, Advanced, ChangedRow, LedgerLine, NewRow, StoredSaga, WaitingSignal
+from watership_orchestrator.store import CLOCK_OFF_BY_MS, stored_saga
 
 
 class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
@@ -39,6 +39,7 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         self._line = line
         self._version = machine_version
         self.now_ms = 0
+        self.version = 0
         self.broken: dict[uuid.UUID, Exception] = {}
         self.newer: set[uuid.UUID] = set()
 
@@ -59,6 +60,10 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         finally:
             self._transaction.roll_back()
         await self._line.point("committed")
+
+    def suppose(self, now_ms: int) -> None:
+        """See `Batch.suppose`."""
+        self.now_ms, self._transaction.off_by_ms = now_ms, CLOCK_OFF_BY_MS
 
     async def lock(self, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, StoredSaga]:
         """See `Batch.lock`."""
@@ -152,6 +157,9 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             return set()
         await self._line.point("insert")
         made: set[uuid.UUID] = set()
+        off_by_ms = self._transaction.off_by_ms
+        if off_by_ms and abs(self._database.now_ms() - self.now_ms) > off_by_ms:
+            return made
         for new in sorted(rows, key=lambda new: new.saga_id):
             await self._transaction.wait_lock(new.saga_id)  # somebody may be inserting it right now
             if self._transaction.read(new.saga_id) is None and new.saga_id not in self._database.tombstones:
@@ -169,14 +177,13 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
         if not rows and not entries:
             return set()
         await self._line.point("write")
+        self.version = self._transaction.version
         for changed in rows:
             await self._transaction.wait_lock(changed.saga_id)
             row = self._transaction.read(changed.saga_id)
             if row is not None:
-                self._transaction.write(changed.saga_id, self._updated(row, changed))
-        for saga_id, entry in entries:
-            changes = changes_to_json(entry.changes)
-            self._transaction.append(LogRow(saga_id, entry.seq, entry.at_ms, entry.cause, changes))
+                self._transaction.write(changed.saga_id, _updated(row, changed, self.now_ms, self._version))
+        _append(self._transaction, entries)
         return set()
 
     async def ledger(self, lines: Sequence[LedgerLine]) -> None:
@@ -225,30 +232,38 @@ class MemoryBatch(AbstractAsyncContextManager["MemoryBatch"]):
             "owed": new.owed_reason is not None,
             "owed_reason": new.owed_reason,
             "reply_to": new.reply_to,
+            "progress": new.progress,
             "traceparent": new.traceparent,
             "wake_at_ms": new.state.due_at_ms if new.owed_reason is None else self.now_ms + OWED_LOOK_MS,
             "created_at_ms": self.now_ms,
             "updated_at_ms": self.now_ms,
         }
 
-    def _updated(self, row: Row, changed: ChangedRow) -> Row:
-        due_at_ms = changed.state.due_at_ms
-        if changed.owed_reason is not None:
-            wake_at_ms = look_at_ms(changed.owed_reason, due_at_ms, self.now_ms)
-        elif due_at_ms is None or changed.looked:
-            wake_at_ms = due_at_ms
-        else:
-            wake_at_ms = min(due_at_ms if row["wake_at_ms"] is None else row["wake_at_ms"], due_at_ms)
-        columns = _columns(changed.state, self._version)
-        if not changed.writes_context:
-            del columns["context"]
-        return {
-            **columns,
-            "owed": changed.owed_reason is not None,
-            "owed_reason": changed.owed_reason,
-            "wake_at_ms": wake_at_ms,
-            "updated_at_ms": self.now_ms,
-        }
+
+def _updated(row: Row, changed: ChangedRow, now_ms: int, machine_version: int) -> Row:
+    due_at_ms = changed.state.due_at_ms
+    if changed.owed_reason is not None:
+        wake_at_ms = look_at_ms(changed.owed_reason, due_at_ms, now_ms)
+    elif due_at_ms is None or changed.looked:
+        wake_at_ms = due_at_ms
+    else:
+        wake_at_ms = min(due_at_ms if row["wake_at_ms"] is None else row["wake_at_ms"], due_at_ms)
+    columns = _columns(changed.state, machine_version)
+    if not changed.writes_context:
+        del columns["context"]
+    return {
+        **columns,
+        "owed": changed.owed_reason is not None,
+        "owed_reason": changed.owed_reason,
+        "wake_at_ms": wake_at_ms,
+        "updated_at_ms": now_ms,
+    }
+
+
+def _append(transaction: Transaction, entries: Sequence[tuple[uuid.UUID, LogEntry]]) -> None:
+    for saga_id, entry in entries:
+        changes = changes_to_json(entry.changes)
+        transaction.append(LogRow(saga_id, entry.seq, entry.at_ms, entry.cause, changes))
 
 
 def _columns(state: SagaState, machine_version: int) -> Row:
@@ -284,6 +299,30 @@ class MemoryStore(MemoryRows):
     def batch(self) -> MemoryBatch:
         """See `Store.batch`."""
         return MemoryBatch(self._database, self._namespace, self._line, self.machine_version)
+
+    async def advance(self, steps: Sequence[Advance], now_ms: int) -> Advanced:
+        """See `Store.advance`."""
+        await self._line.point("advance")
+        transaction = self._database.begin(self._line)
+        transaction.off_by_ms = CLOCK_OFF_BY_MS
+        try:
+            clock_ms, versions = self._database.now_ms(), self._database.versions
+            same = [step for step in steps if versions.get(step.row.saga_id) == step.version]
+            if abs(clock_ms - now_ms) > CLOCK_OFF_BY_MS:
+                same = []
+            free = set(transaction.try_lock(sorted(step.row.saga_id for step in same)))
+            for step in same:
+                row = transaction.read(step.row.saga_id)
+                if step.row.saga_id in free and row is not None:
+                    changed = _updated(row, step.row, now_ms, self.machine_version)
+                    transaction.write(step.row.saga_id, changed)
+                    _append(transaction, [(step.row.saga_id, entry) for entry in step.entries])
+            await self._line.point("commit")
+            transaction.commit()
+        finally:
+            transaction.roll_back()
+        await self._line.point("committed")
+        return Advanced(frozenset(free), transaction.version, clock_ms)
 
     async def owe(self, lines: Sequence[tuple[uuid.UUID, int, str]], *, wake_in_ms: int) -> set[uuid.UUID]:
         """See `Store.owe`."""

@@ -50,6 +50,7 @@ saga_table = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False, server_default="0", comment="embedded: fences former holders"),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("progress", sa.Boolean, nullable=False, server_default=sa.true(), comment="it is told each step, too"),
     sa.CheckConstraint(NOTHING_IS_STUCK, name="watership_saga_nothing_is_stuck"),
     # Half of each page stays free, so that a new version of a row finds room beside the old one (heap-only updates);
     # the vacuum comes after a hundredth of the rows, not a fifth, since finished sagas are many and running ones few.
