@@ -14,8 +14,9 @@ from watership.errors import OperationRefused, SagaNotFound, SagaPruned
 from watership.machine.changes import change_to_data
 from watership.messages import AdminAnswer, AdminRequest, AdminVerb
 from watership.saga.storage.ledger import line_of, select_lines
+from watership.saga.storage.plan_records import IN_FLIGHT
 from watership.saga.storage.rows import changes_from_json
-from watership.saga.storage.schema import dead_letter_table, log_table, saga_table
+from watership.saga.storage.schema import IS_LOOKED_AT, dead_letter_table, log_table, saga_table
 from watership.saga.storage.views import iso, ledger_view, saga_view, summary_view
 from watership_orchestrator.fitting import BEGINNING, fitting_log, slim_ledger
 from watership_orchestrator.judgement import Judgement
@@ -73,7 +74,10 @@ class Admin:
         query = sa.select(t.saga_id, t.name, t.status, t.step, t.parked_reason, t.created_at_ms, t.updated_at_ms)
         query = query.where(t.namespace == self._namespace, t.driver == "orchestrator")
         if request.status is not None:
-            query = query.where(t.status == request.status.upper())
+            status = request.status.upper()
+            query = query.where(t.status == status)
+            if status in IN_FLIGHT:
+                query = query.where(IS_LOOKED_AT)
         if request.parked is not None:
             query = query.where(t.parked_reason.is_not(None) if request.parked else t.parked_reason.is_(None))
         query = query.order_by(t.created_at_ms.desc()).limit(request.limit)

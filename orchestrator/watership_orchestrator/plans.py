@@ -249,13 +249,17 @@ class PlanBook(PlanCache):
             for plan in plans
         ]
         await connection.execute(insert(plan_table).on_conflict_do_nothing(), rows)
-        await connection.execute(  # sagas that waited for one of them are looked at at once
-            sa.update(saga_table)
-            .where(saga_table.c.namespace == self._namespace, saga_table.c.driver == "orchestrator")
-            .where(saga_table.c.status == Status.PENDING.value, saga_table.c.wake_at_ms > now_ms)
-            .where(saga_table.c.name.in_({plan.saga for plan in plans}))
-            .values(wake_at_ms=now_ms)
+        # Sagas that waited for one of them are looked at at once. In the order of the index that has no finished ones: the
+        # planner would go through any that begins with the namespace, and one that it chose on empty tables it keeps.
+        of = saga_table.c
+        pending = (of.status == Status.PENDING.value, of.wake_at_ms > now_ms)
+        found = (
+            sa.select(of.saga_id)
+            .where(of.namespace == self._namespace, of.driver == "orchestrator", *pending)
+            .where(of.name.in_({plan.saga for plan in plans}))
+            .order_by(of.wake_at_ms)
         )
+        await connection.execute(sa.update(saga_table).where(of.saga_id.in_(found), *pending).values(wake_at_ms=now_ms))
 
     async def _keep_handler(self, connection: Any, worker: str, handler: HandlerOnWire, now_ms: int) -> str | None:
         table = handler_table

@@ -113,7 +113,7 @@ async def test_made_tables_are_stamped_and_their_sagas_stay(empty_urls: tuple[st
     saga = await StoredSaga(storage).create()
     await migrations.upgrade(url)
     revision = await inside(url, lambda c: c.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar_one())
-    assert revision == "0003"
+    assert revision == "0004"
     assert await storage.load(saga.saga_id) is not None
     await storage.close()
 

@@ -17,7 +17,9 @@ from watership.bus.topology import Topology
 from watership.machine.nodes import StepPlan
 from watership.machine.plan import Plan
 from watership.machine.state import Action
-from watership.messages import RegisterWorker, ReplyOutcome, StartSaga, StepReply
+from watership.messages import AdminRequest, AdminVerb, RegisterWorker, ReplyOutcome, StartSaga, StepReply
+from watership.saga.storage.plan_records import DRIVERS, known_sagas
+from watership_orchestrator.admin import Admin
 from watership_orchestrator.arrivals import Arrival
 from watership_orchestrator.backing import PostgresBacking
 from watership_orchestrator.database import open_database
@@ -38,10 +40,16 @@ class Watched:
         self.bus = MemoryBus(MemoryBroker())
         self.engine = Engine(self.backing.store, self.bus, self.backing.plans, Topology("test"))
         self.seen: list[tuple[str, Any]] = []
+        self.others: list[tuple[str, Any]] = []  # those that go through SQLAlchemy: not the engine's own
         sa.event.listen(
             database.sync_engine,
             "connect",
             lambda connection, _: connection.driver_connection.add_query_logger(self._write_down),
+        )
+        sa.event.listen(
+            database.sync_engine,
+            "before_cursor_execute",
+            lambda _connection, _cursor, sql, values, _context, _many: self.others.append((sql, values)),
         )
 
     def is_another(self) -> None:
@@ -59,12 +67,18 @@ class Watched:
         assert not (result.again or result.rejections or result.refusals)
         return list(self.seen)
 
-    async def statements_of_an_announcement(self) -> list[tuple[str, Any]]:
-        """What a worker that brings a new plan asks of the database."""
-        self.seen.clear()
-        newer = Plan("Order", tuple(reversed(PLAN.nodes)))
-        assert await self.backing.plans.register(RegisterWorker(worker="w", plans=(newer.to_data(),))) == []
-        return list(self.seen)
+    async def fill(self, seed: str | None) -> None:
+        """With sagas that are there already, if any."""
+        if seed is None:
+            return
+        async with self.database.begin() as connection:
+            await connection.execute(sa.text(seed))
+        async with self.database.connect() as connection:
+            await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(sa.text("ANALYZE"))
+
+    def about_sagas(self) -> list[tuple[str, Any]]:
+        """Of those that went through SQLAlchemy."""
+        return [(sql, values) for sql, values in self.others if "watership_saga" in sql]
 
     async def plan_of(self, asked: tuple[str, Any], number: int, mode: str) -> str:
         """How a statement is run on a connection of the services."""
@@ -153,19 +167,49 @@ FINISHED = SEED.replace("RUNNING", "COMPLETED").replace("9e15, 9e15", "NULL, NUL
 async def test_what_a_batch_reads_and_writes_is_found_by_the_key(watched: Watched, seed: str | None, mode: str) -> None:
     """On empty tables too: a plan that is made there is kept, while the tables grow."""
     sagas = [uuid.uuid4() for _ in range(20)]
-    if seed is not None:
-        async with watched.database.begin() as connection:
-            await connection.execute(sa.text(seed))
-        async with watched.database.connect() as connection:
-            await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(sa.text("ANALYZE"))
-    asked = await watched.statements_of_an_announcement()
-    asked += await watched.statements(start(one) for one in sagas)
+    await watched.fill(seed)
+    asked = await watched.statements(start(one) for one in sagas)
     asked += await watched.statements(reply(one, "A") for one in sagas)
     watched.is_another()
     asked += await watched.statements(reply(one, "B") for one in sagas)
     for number, one in enumerate(asked):
         plan = await watched.plan_of(one, number, mode)
         assert "Seq Scan on watership_" not in plan, plan
+        assert "watership_saga_newest" not in plan, plan
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("seed", [None, FINISHED], ids=["new", "finished"])
+async def test_who_waits_for_a_new_plan_is_found_beside_many_that_are_over(
+    watched: Watched, seed: str | None, mode: str
+) -> None:
+    await watched.fill(seed)
+    await watched.statements(start(uuid.uuid4()) for _ in range(20))  # and some, of which the planner has not heard
+    watched.others.clear()
+    newer = Plan("Order", tuple(reversed(PLAN.nodes)))
+    assert await watched.backing.plans.register(RegisterWorker(worker="w", plans=(newer.to_data(),))) == []
+    (asked,) = watched.about_sagas()
+    plan = await watched.plan_of(asked, 1, mode)
+    assert "watership_saga_wake" in plan, plan
+    assert "Seq Scan on watership_saga" not in plan, plan
+    assert "watership_saga_newest" not in plan, plan
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_what_an_operator_asks_for_is_found_beside_many_that_are_over(watched: Watched, mode: str) -> None:
+    """Nobody looks for it among all that ever was: not for what is parked, nor for what is under way."""
+    await watched.fill(FINISHED)
+    admin = Admin(watched.database, "test")
+    watched.others.clear()
+    for wanted in ({"parked": True}, {"status": "running"}, {"status": "PENDING", "parked": True}):
+        assert (await admin.read(AdminRequest(verb=AdminVerb.LIST, **wanted))).data == []
+    async with watched.database.connect() as connection:
+        await known_sagas(connection, "test", DRIVERS)
+    asked = watched.about_sagas()
+    assert len(asked) == 4
+    for number, one in enumerate(asked):
+        plan = await watched.plan_of(one, number, mode)
+        assert "Seq Scan on watership_saga" not in plan, plan
         assert "watership_saga_newest" not in plan, plan
 
 

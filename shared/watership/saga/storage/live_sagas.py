@@ -32,7 +32,7 @@ from watership.saga.compat import (
 from watership.saga.storage.database import Database
 from watership.saga.storage.plan_records import IN_FLIGHT, KnownSaga, known_sagas
 from watership.saga.storage.rows import state_from_row
-from watership.saga.storage.schema import handler_table, plan_table, saga_table
+from watership.saga.storage.schema import IS_LOOKED_AT, handler_table, plan_table, saga_table
 
 PAGE_SAGAS = 500
 SEEN_WITHIN_MS = 180_000  # a worker announces itself every minute: what was not heard of for three is gone
@@ -195,6 +195,7 @@ class _Reading:
             of.namespace == self.namespace,
             of.driver.in_(self.drivers),
             of.status.in_(IN_FLIGHT),
+            IS_LOOKED_AT,
             of.plan_hash.is_not(None),
         )
         if self.only:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from watership import codec
 from watership.errors import OperationRefused
 from watership.machine.state import Status
-from watership.saga.storage.schema import plan_choice_table, plan_table, saga_table
+from watership.saga.storage.schema import IS_LOOKED_AT, plan_choice_table, plan_table, saga_table
 from watership.saga.storage.views import iso
 
 HASH_CHARS, PREFIX_CHARS_MIN = 32, 4
@@ -115,7 +115,7 @@ async def known_sagas(connection: AsyncConnection, namespace: str, drivers: Coll
         sa.select(
             saga.name, saga.plan_hash, saga.driver, saga.status, sa.func.count(), sa.func.count(saga.parked_reason)
         )
-        .where(saga.namespace == namespace, saga.driver.in_(drivers), saga.status.in_(IN_FLIGHT))
+        .where(saga.namespace == namespace, saga.driver.in_(drivers), saga.status.in_(IN_FLIGHT), IS_LOOKED_AT)
         .group_by(saga.name, saga.plan_hash, saga.driver, saga.status)
     )
     for name, plan_hash, driver, status, count, parked in await connection.execute(counts):

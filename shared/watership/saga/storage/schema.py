@@ -71,6 +71,17 @@ sa.Index(
     postgresql_where=saga_table.c.wake_at_ms.is_not(None),
     sqlite_where=saga_table.c.wake_at_ms.is_not(None),
 )
+# Those that wait for a person instead: few, unless much is wrong. The two find every saga that is not over (law 2).
+_HELD = saga_table.c.parked_reason.is_not(None) | saga_table.c.paused
+sa.Index(
+    "watership_saga_held",
+    saga_table.c.namespace,
+    saga_table.c.created_at_ms,
+    postgresql_where=_HELD,
+    sqlite_where=_HELD,
+)
+# Says nothing that the CHECK does not say of a saga that is not over: it tells the planner which indexes find them all.
+IS_LOOKED_AT = saga_table.c.wake_at_ms.is_not(None) | _HELD
 sa.Index("watership_saga_newest", saga_table.c.namespace, saga_table.c.created_at_ms.desc())
 
 log_table = sa.Table(
