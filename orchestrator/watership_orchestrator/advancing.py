@@ -48,6 +48,10 @@ class Advancer:
             if judgement.moved:
                 self._sagas.keep(judgement, version)
 
+    def saw_trouble(self) -> None:
+        """A transaction failed: whoever answers next may not be the same database."""
+        self._sagas.forget_all()
+
     async def decide(self, arrivals: Sequence[Arrival]) -> tuple[Decided | None, Sequence[Arrival]]:
         """What is decided and committed, if anything; and the arrivals that are left. Raises nothing of the database's."""
         began_s = self._now_s()
@@ -97,8 +101,8 @@ class Advancer:
         try:
             done = await self._store.advance(steps, now_ms)
         except Exception as error:  # noqa: BLE001 - told apart by the transaction: what is at fault here is so there
+            self.saw_trouble()
             for saga_id in judged:
-                self._sagas.forget(saga_id)
                 for arrival in groups[saga_id]:
                     arrival.in_doubt = arrival.in_doubt or is_passing(error)
             log.debug("%d sagas are read again: %r", len(judged), error)

@@ -86,6 +86,7 @@ class Decider:
                 self._advancer.saw_written(judgements, work.version)
                 return decided(judgements, plans, began_s, work.result, work.poison)
             except Exception as error:  # told apart here: the database's state, or this batch's own fault
+                self._advancer.saw_trouble()
                 groups = list(by_saga(arrivals).values())
                 if len(groups) > 1 and (is_too_long(error) or not is_passing(error)):
                     break

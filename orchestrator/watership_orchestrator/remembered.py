@@ -48,6 +48,11 @@ class Remembered:
         if left is not None:
             self._context_bytes -= left.context_bytes
 
+    def forget_all(self) -> None:
+        """The database may be another now, such as a standby that was promoted: no version says anything there."""
+        self._sagas.clear()
+        self._context_bytes = 0
+
     def keep(self, judgement: Judgement, version: int) -> None:
         """A saga whose row was just written, and committed. Only one that goes on is kept."""
         before = self._sagas.get(judgement.saga_id)

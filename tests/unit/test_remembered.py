@@ -50,6 +50,14 @@ def test_what_has_ended_or_waits_for_a_person_is_forgotten() -> None:
         assert known(sagas, 1) == []
 
 
+def test_all_is_forgotten_when_the_database_may_be_another() -> None:
+    sagas = Remembered(context_bytes_max=1_000)
+    sagas.keep(judged(1, context={"much": "x" * 900}), 7)
+    sagas.forget_all()
+    sagas.keep(judged(2, context={"much": "x" * 900}), 7)
+    assert known(sagas, 1, 2) == [2]
+
+
 def test_the_databases_time_goes_on_between_two_readings() -> None:
     time = DatabaseTime()
     assert time.now_ms(5.0) is None
