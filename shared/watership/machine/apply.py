@@ -8,6 +8,8 @@ from typing import Any
 from watership.machine import changes as c
 from watership.machine.state import Action, ActionState, Outcome, Phase, SagaState, Status, StepState, highest
 
+Fold = Callable[[SagaState, Any], None]
+
 # The changes that move the status, from which to which. The README's diagram is drawn from this table.
 STATUS_MOVES: dict[type[c.Change], tuple[frozenset[Status], Status]] = {
     c.PlanPinned: (frozenset({Status.PENDING}), Status.RUNNING),
@@ -19,12 +21,7 @@ STATUS_MOVES: dict[type[c.Change], tuple[frozenset[Status], Status]] = {
 
 def apply(state: SagaState, change: c.Change) -> None:
     """Folds one change into ``state``, in place. Raises `ValueError` on a change that cannot follow: a broken log."""
-    move = STATUS_MOVES.get(type(change))
-    if move is not None:
-        if state.status not in move[0]:
-            raise ValueError(f"saga {state.saga_id}: {change.kind} cannot follow {state.status}; its log is broken")
-        state.status = move[1]
-    _FOLDS[type(change)](state, change)
+    FOLDS[type(change)](state, change)
 
 
 def fold(saga_id: str, entries: Iterable[Iterable[c.Change]]) -> SagaState:
@@ -55,14 +52,14 @@ def _plan_missed(state: SagaState, change: c.PlanMissed) -> None:
 
 
 def _dispatched(state: SagaState, change: c.Dispatched) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     if change.attempt != action.attempt:
         action.refusals, action.doubtful = 0, False
     action.phase, action.attempt, action.due_at_ms = Phase.AWAITED, change.attempt, change.due_at_ms
 
 
 def _resent(state: SagaState, change: c.Resent) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.due_at_ms = change.due_at_ms
     action.doubtful = action.doubtful or change.doubtful
     if not change.doubtful:  # sent again since no queue took it
@@ -70,7 +67,7 @@ def _resent(state: SagaState, change: c.Resent) -> None:
 
 
 def _withdrawn(state: SagaState, change: c.Withdrawn) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.attempt = change.attempt - 1
     action.phase = Phase.SETTLED if action.attempt else Phase.IDLE
     action.due_at_ms = None
@@ -78,11 +75,14 @@ def _withdrawn(state: SagaState, change: c.Withdrawn) -> None:
 
 def _replied(state: SagaState, change: c.Replied) -> None:
     step = state.step(change.step)
-    action = step.of(change.action)
+    action = step.touch(change.action)
     action.run, action.due_at_ms = change.run, None
-    action.doubtful = action.doubtful or bool(change.redelivered)
-    state.emits = state.emits or bool(change.events)
-    _merge(state, step, change)
+    if change.redelivered:
+        action.doubtful = True
+    if change.events:
+        state.emits = True
+    if change.patch:
+        _merge(state, step, change)
     if change.in_doubt:  # not unknown yet: what came of it is asked about
         action.phase, step.doubt = Phase.IN_DOUBT, change.failure
         step.verify = ActionState(attempt=step.verify.attempt, spent=step.verify.attempt)
@@ -99,7 +99,8 @@ def _replied(state: SagaState, change: c.Replied) -> None:
 def _verified(state: SagaState, change: c.Verified) -> None:
     step = state.step(change.step)
     step.act.outcome, step.act.phase = highest(step.act.outcome, change.outcome), Phase.SETTLED
-    step.verify.phase, step.verify.due_at_ms, step.doubt = Phase.SETTLED, None, None
+    asked = step.touch(Action.VERIFY)
+    asked.phase, asked.due_at_ms, step.doubt = Phase.SETTLED, None, None
     step.act.due_at_ms = None
     state.emits = state.emits or bool(change.events)
     _merge(state, step, change)
@@ -150,13 +151,13 @@ def _overdue(state: SagaState, change: c.Overdue) -> None:
 
 
 def _delayed(state: SagaState, change: c.Delayed) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.phase, action.attempt, action.due_at_ms = Phase.DELAYED, change.attempt, change.due_at_ms
     action.refusals, action.doubtful = 0, False
 
 
 def _postponed(state: SagaState, change: c.Postponed) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.phase, action.due_at_ms = Phase.DELAYED, change.due_at_ms
     action.refusals += 1
     action.doubtful = action.doubtful or change.doubtful
@@ -171,7 +172,8 @@ def _dropped(state: SagaState, change: c.Dropped) -> None:
 
 def _nothing_to_undo(state: SagaState, change: c.NothingToUndo) -> None:
     step = state.step(change.step)
-    step.compensate.phase, step.compensate.outcome = Phase.SETTLED, Outcome.DONE
+    undoing = step.touch(Action.COMPENSATE)
+    undoing.phase, undoing.outcome = Phase.SETTLED, Outcome.DONE
     step.undo_again = False
 
 
@@ -209,11 +211,13 @@ def _parked(state: SagaState, change: c.Parked) -> None:
 def _unparked(state: SagaState, _: c.Unparked) -> None:
     state.parked_reason, state.plan_looks = None, 0
     for step in [state.step(name) for name in state.steps]:
-        step.act.refusals = step.compensate.refusals = step.verify.refusals = 0
+        for action in Action:
+            if step.of(action).refusals:
+                step.touch(action).refusals = 0
 
 
 def _retry_allowed(state: SagaState, change: c.RetryAllowed) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.spent, action.refusals = action.attempt, 0
 
 
@@ -221,7 +225,19 @@ def _nothing(state: SagaState, change: c.Change) -> None:
     """The status move, or the mark in the log, was all."""
 
 
-_FOLDS: dict[type[c.Change], Callable[[SagaState, Any], None]] = {
+def _moved(fold: Fold, kind: str, before: frozenset[Status], after: Status) -> Fold:
+    """``fold``, with the status move that comes first."""
+
+    def move(state: SagaState, change: Any) -> None:
+        if state.status not in before:
+            raise ValueError(f"saga {state.saga_id}: {kind} cannot follow {state.status}; its log is broken")
+        state.status = after
+        fold(state, change)
+
+    return move
+
+
+_BARE_FOLDS: dict[type[c.Change], Fold] = {
     c.Created: _created,
     c.PlanPinned: _plan_pinned,
     c.PlanMissed: _plan_missed,
@@ -249,4 +265,9 @@ _FOLDS: dict[type[c.Change], Callable[[SagaState, Any], None]] = {
     c.Unparked: _unparked,
     c.RetryAllowed: _retry_allowed,
     c.Operated: _nothing,
+}
+# How each kind of change is folded, its status move included: what `apply` looks up.
+FOLDS: dict[type[c.Change], Fold] = {
+    cls: _moved(fold, cls.kind, *STATUS_MOVES[cls]) if cls in STATUS_MOVES else fold
+    for cls, fold in _BARE_FOLDS.items()
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from watership.machine import changes as c
-from watership.machine.apply import apply
+from watership.machine.apply import FOLDS
 from watership.machine.nodes import (
     FallbackPlan,
     Node,
@@ -39,7 +39,7 @@ class Decision:
         self.refused: str | None = None
 
     def record(self, change: c.Change) -> None:
-        apply(self.state, change)
+        FOLDS[type(change)](self.state, change)
         self.changes.append(change)
 
     @property
@@ -70,7 +70,12 @@ def go_on(d: Decision) -> None:
 
 
 def _forward(d: Decision) -> None:
+    steps = d.state.steps
     for node in d.nodes:
+        if type(node) is StepPlan:  # nearly all nodes are steps, and nearly all of those are behind: no call for each
+            known = steps.get(node.name)
+            if known is not None and known.act.phase is Phase.SETTLED:
+                continue
         if not _THROUGH[type(node)](d, node):
             return
         if d.state.status is not Status.RUNNING or d.state.parked_reason is not None:
@@ -228,7 +233,7 @@ def _pivot_acted_late(d: Decision, step: str) -> str:
 def dispatch(d: Decision, step: StepPlan, action: Action, *, attempt: int) -> None:
     """Decides a command; its reply is awaited until the deadline."""
     assert action is Action.COMPENSATE or d.state.status is Status.RUNNING, "law 3: no act is decided after the turn"
-    if action is Action.ACT and d.is_pivot(step.name) and not d.state.pivoted:
+    if action is Action.ACT and not d.state.pivoted and d.is_pivot(step.name):
         d.record(c.PivotReached(step.name))
     d.record(c.Dispatched(step.name, action, attempt, deadline_ms(d, step)))
 

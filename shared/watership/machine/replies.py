@@ -23,7 +23,7 @@ def step_replied(d: Decision, event: e.StepReplied) -> None:
     elif event.action is Action.VERIFY:
         _verify_replied(d, event)
     else:
-        action = d.state.step(event.step).of(event.action)
+        action = d.state.steps[event.step].of(event.action)
         doubtful = (event.redelivered or action.doubtful) and not event.certain
         outcome = event.outcome
         if outcome is Outcome.FAILED and doubtful:
@@ -35,7 +35,7 @@ def step_replied(d: Decision, event: e.StepReplied) -> None:
 
 
 def _replied(d: Decision, event: e.StepReplied, outcome: Outcome, *, final: bool, in_doubt: bool = False) -> None:
-    shared = event.action is Action.ACT and _is_shared(d, event.step)
+    done = outcome is Outcome.DONE
     d.record(
         c.Replied(
             event.step,
@@ -45,19 +45,19 @@ def _replied(d: Decision, event: e.StepReplied, outcome: Outcome, *, final: bool
             outcome,
             final,
             event.patch if outcome is not Outcome.FAILED else None,
-            event.response if outcome is Outcome.DONE else None,
+            event.response if done else None,
             event.failure,
-            redelivered=event.redelivered or None,
-            in_doubt=in_doubt or None,
-            shared=shared or None,
-            events=[dict(emitted) for emitted in event.events] if outcome is Outcome.DONE and event.events else None,
+            event.redelivered or None,
+            in_doubt or None,
+            (event.action is Action.ACT and _is_shared(d, event.step)) or None,
+            [dict(emitted) for emitted in event.events] if done and event.events else None,
         )
     )
 
 
 def _act_replied(d: Decision, event: e.StepReplied, outcome: Outcome) -> None:
     step = d.step_plan(event.step)
-    clash = _clash(d, event.step, event.patch) if outcome is Outcome.DONE else None
+    clash = _clash(d, event.step, event.patch) if event.patch and outcome is Outcome.DONE else None
     if outcome is Outcome.UNKNOWN and step.verify_retry is not None and d.state.status is Status.RUNNING:
         _replied(d, event, outcome, final=False, in_doubt=True)
         _ask(d, step)

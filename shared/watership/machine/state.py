@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -29,10 +28,10 @@ class Status(Word):
     @property
     def terminal(self) -> bool:
         """Nothing follows by itself, but for a late act that must be undone."""
-        return self in _TERMINAL
+        return self in TERMINAL
 
 
-_TERMINAL = frozenset({Status.COMPLETED, Status.COMPENSATED, Status.FAILED})
+TERMINAL = frozenset({Status.COMPLETED, Status.COMPENSATED, Status.FAILED})
 
 
 class Outcome(Word):
@@ -125,6 +124,10 @@ class ActionState:
         return self.phase is Phase.STOPPED and self.spent == self.attempt
 
 
+# What was never dispatched. Shared by all steps, so never changed: `StepState.touch` puts one of its own in its place.
+UNTOUCHED = ActionState()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
     """An error as data. ``lineage``: its code, then its wider ones, most specific first.
@@ -158,21 +161,35 @@ class StepState:
 
     def copy(self) -> StepState:
         """An independent copy."""
+        compensate, verify = self.compensate, self.verify
         return StepState(
             self.act.copy(),
-            self.compensate.copy(),
+            compensate if compensate is UNTOUCHED else compensate.copy(),
             self.generation,
             self.undo_again,
-            self.verify.copy(),
+            verify if verify is UNTOUCHED else verify.copy(),
             self.own,
             self.doubt,
         )
 
     def of(self, action: Action) -> ActionState:
-        """The state of one of its actions."""
+        """The state of one of its actions, to be looked at."""
         if action is Action.ACT:
             return self.act
         return self.compensate if action is Action.COMPENSATE else self.verify
+
+    def touch(self, action: Action) -> ActionState:
+        """The state of one of its actions, to be changed."""
+        if action is Action.ACT:
+            return self.act
+        found = self.of(action)
+        if found is UNTOUCHED:
+            found = ActionState()
+            if action is Action.COMPENSATE:
+                self.compensate = found
+            else:
+                self.verify = found
+        return found
 
     @property
     def needs_undoing(self) -> bool:
@@ -251,7 +268,8 @@ class SagaState:
         if name in self._own:
             return self.steps[name]
         found = self.steps.get(name)
-        self.steps[name] = found = StepState() if found is None else found.copy()
+        found = StepState(ActionState(), UNTOUCHED, 1, False, UNTOUCHED) if found is None else found.copy()
+        self.steps[name] = found
         self._own.add(name)
         return found
 
@@ -259,20 +277,22 @@ class SagaState:
         """The state of a step if it was ever touched, to be looked at: a later `step` may put another in its place."""
         return self.steps.get(name)
 
-    def active_actions(self) -> Iterator[tuple[str, Action, ActionState]]:
+    def active_actions(self) -> list[tuple[str, Action, ActionState]]:
         """What is dispatched or will be, and what waits."""
+        found = []
         for name, step in self.steps.items():
             if step.act.phase in _ACTIVE:
-                yield name, Action.ACT, step.act
-            if step.compensate.phase in _ACTIVE:
-                yield name, Action.COMPENSATE, step.compensate
-            if step.verify.phase in _ACTIVE:
-                yield name, Action.VERIFY, step.verify
+                found.append((name, Action.ACT, step.act))
+            if step.compensate is not UNTOUCHED and step.compensate.phase in _ACTIVE:
+                found.append((name, Action.COMPENSATE, step.compensate))
+            if step.verify is not UNTOUCHED and step.verify.phase in _ACTIVE:
+                found.append((name, Action.VERIFY, step.verify))
+        return found
 
     @property
     def rests(self) -> bool:
         """Nothing follows without a person, or a late reply."""
-        return self.parked_reason is not None or next(self.active_actions(), None) is None
+        return self.parked_reason is not None or not self.active_actions()
 
     @property
     def sleeps(self) -> bool:
