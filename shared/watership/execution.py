@@ -27,7 +27,7 @@ from watership.errors import (
 )
 from watership.failing import failure_of, words_of
 from watership.machine.events import StepReplied
-from watership.machine.state import Action, Failure, Outcome
+from watership.machine.state import ACT, COMPENSATE, DONE, FAILED, UNKNOWN, VERIFY, Action, Failure, Outcome
 from watership.response import Response
 from watership.saga.compile import Step
 from watership.saga.models import shape_of
@@ -126,8 +126,13 @@ class Execution:
         )
 
 
-async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM_CHANCE) -> Execution:
-    """Runs the command once. Raises only what is not an `Exception`: a real cancellation, an exit."""
+async def execute(
+    command: Command,
+    hands: Hands,
+    chance: random.Random = SYSTEM_CHANCE,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> Execution:
+    """Runs the command once. Raises only what is not an `Exception`: a real cancellation, an exit. ``loop``: this one."""
     run = new_token(chance)
     step = StepRun(
         command.saga_id,
@@ -146,8 +151,8 @@ async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM
             return _misfit(run, command, hands, error)
         running = _run.set(inside)
         try:
-            limited = Limited(command.timeout_ms / 1000)
-            if hands.breaker is None or command.action is not Action.ACT:
+            limited = Limited(command.timeout_ms / 1000, loop)
+            if hands.breaker is None or command.action is not ACT:
                 begun = limited.begin(_handled(command, hands, inside, limited))
                 value = await limited.rest(begun) if type(begun) is Begun else begun
             else:
@@ -160,7 +165,7 @@ async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM
                 inside.block.abandoned = True
         return _ended(run, command, hands.handler, inside, value)
     except Exception as error:  # noqa: BLE001 - whatever is left: without an outcome, a command is never acknowledged
-        return _failed(run, command, error, Outcome.UNKNOWN)
+        return _failed(run, command, error, UNKNOWN)
     finally:
         if running is not None:
             _run.reset(running)
@@ -184,9 +189,9 @@ def _raised(run: str, command: Command, handler: Step, inside: HandlerRun, error
         within = f"within {command.timeout_ms / 1000:g} s"
         passed = TimeoutError(f"step {command.step} of saga {command.saga_id} did not end {within}")
         passed.__cause__, error = error, passed
-    unknown = command.action is Action.VERIFY or _may_have_acted(error, inside, handler)
-    outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
-    patch = inside.patch_if_possible() if outcome is Outcome.UNKNOWN else None
+    unknown = command.action is VERIFY or _may_have_acted(error, inside, handler)
+    outcome = UNKNOWN if unknown else FAILED
+    patch = inside.patch_if_possible() if outcome is UNKNOWN else None
     return _failed(run, command, error, outcome, patch)
 
 
@@ -202,8 +207,8 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
         error = BarrierMisused(f"{inside.where}: the handler returned, but {said}{caused}")
         error.__cause__ = cause
         if _may_have_acted(cause or error, inside, handler):
-            return _failed(run, command, error, Outcome.UNKNOWN, inside.patch_if_possible())
-        return _failed(run, command, error, Outcome.FAILED)
+            return _failed(run, command, error, UNKNOWN, inside.patch_if_possible())
+        return _failed(run, command, error, FAILED)
     try:
         patch = inside.patch()
         if block is not None and block.ended and patch != block.patch:
@@ -213,10 +218,10 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
                 f"{inside.where}: the context was changed after the barrier's block ({', '.join(changed)}), and a "
                 f"duplicate would not know of it; change the context inside the block"
             )
-        if command.action is Action.VERIFY:
+        if command.action is VERIFY:
             return Execution(run, _found(command, value), patch or None)
         if value is None and block is None:
-            return Execution(run, Outcome.DONE, patch or None)
+            return Execution(run, DONE, patch or None)
         result = _result_of(command, handler, value)
         events = inside.events_data(result.events)
         if block is not None and block.ended:
@@ -228,8 +233,8 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
             response = inside.response_data(result.response)
         inside.check_reply(patch, response, events)
     except (BarrierMisused, InvalidPayload, LimitExceeded, TypeError) as error:
-        return _failed(run, command, error, Outcome.UNKNOWN, inside.patch_if_possible())
-    return Execution(run, Outcome.DONE, patch or None, response, result=result, events=events)
+        return _failed(run, command, error, UNKNOWN, inside.patch_if_possible())
+    return Execution(run, DONE, patch or None, response, result=result, events=events)
 
 
 def _told(inside: HandlerRun, block: Block, returned: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
@@ -251,8 +256,8 @@ def _found(command: Command, value: object) -> Outcome:
             f"or Verified.STILL_UNKNOWN"
         )
     if value is Verified.DONE:
-        return Outcome.DONE
-    return Outcome.FAILED if value is Verified.NOT_DONE else Outcome.UNKNOWN
+        return DONE
+    return FAILED if value is Verified.NOT_DONE else UNKNOWN
 
 
 def _may_have_acted(error: BaseException, inside: HandlerRun, handler: Step) -> bool:
@@ -297,7 +302,7 @@ async def _handled(command: Command, hands: Hands, inside: HandlerRun, limited: 
 
 async def _call(command: Command, hands: Hands, inside: HandlerRun, scope: Scope) -> Any:
     method = _method(command, hands.handler, await _made(command, hands.handler, scope))
-    if hands.barrier is None or command.action is Action.VERIFY:
+    if hands.barrier is None or command.action is VERIFY:
         return await method(inside.context)
     from watership.barrier import run_behind  # with SQLAlchemy, which not every process needs
 
@@ -331,9 +336,9 @@ def _unavailable(command: Command, kind: Step, error: Exception) -> HandlerUnava
 
 def _method(command: Command, kind: Step, handler: SagaStepHandler[Any, Any]) -> Callable[[Any], Awaitable[Any]]:
     try:
-        if command.action is Action.ACT:
+        if command.action is ACT:
             return handler.act
-        return handler.compensate if command.action is Action.COMPENSATE else handler.verify
+        return handler.compensate if command.action is COMPENSATE else handler.verify
     except AttributeError:
         raise HandlerUnavailable(
             f"the container gave a {type(handler).__name__} for {kind.__name__}, the handler of step {command.step}"
@@ -364,7 +369,7 @@ def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[An
 
 def _misfit(run: str, command: Command, hands: Hands, error: Exception) -> Execution:
     """Nothing ran: this process cannot make the handler's context of the saga's."""
-    failed = _failed(run, command, error, Outcome.FAILED)
+    failed = _failed(run, command, error, FAILED)
     if isinstance(error, InvalidPayload):
         reason = (
             f"the saga's context no longer fits {hands.context_type.__name__}, the context of step {command.step} "

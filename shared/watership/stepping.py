@@ -50,10 +50,11 @@ async def in_context(work: Coroutine[Any, Any, T], context: Context) -> T:
 class Limited:
     """Awaits work for so many seconds, like `asyncio.timeout`; for work that never waits, no timer is set."""
 
-    __slots__ = ("_begun_at", "_limit", "_seconds")
+    __slots__ = ("_begun_at", "_limit", "_loop", "_seconds")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._seconds = seconds
+        self._loop = loop or asyncio.get_running_loop()  # which asks the system for the process: who knows it, says it
         self._begun_at = 0.0
         self._limit: asyncio.Timeout | None = None
 
@@ -64,7 +65,7 @@ class Limited:
 
     def begin(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Runs it up to where it first waits: what it came to, or a `Begun`, which is for `rest`."""
-        self._begun_at = asyncio.get_running_loop().time()
+        self._begun_at = self._loop.time()
         return begin(work)
 
     async def rest(self, begun: Begun) -> Any:

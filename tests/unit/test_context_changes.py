@@ -130,9 +130,10 @@ def test_what_could_be_changed_in_place_is_never_still() -> None:
 
 def test_a_context_as_it_was_is_another_one() -> None:
     for cls in (Flat, Model):
-        context: Any = cls()
-        still = shape_of(cls).still(context)
+        kind: type[Any] = cls
+        context: Any = kind()
+        still = shape_of(kind).still(context)
         assert still is not None
         context.order = "o-2"
-        was = shape_of(cls).as_it_was(context, still)
+        was = shape_of(kind).as_it_was(context, still)
         assert (was.order, context.order) == ("o-1", "o-2")

@@ -6,15 +6,35 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from watership.machine import changes as c
-from watership.machine.state import Action, ActionState, Outcome, Phase, SagaState, Status, StepState, highest
+from watership.machine.state import (
+    ACT,
+    AWAITED,
+    COMPENSATE,
+    DELAYED,
+    DONE,
+    IDLE,
+    IN_DOUBT,
+    RUNNING,
+    SETTLED,
+    STOPPED,
+    UNKNOWN,
+    VERIFY,
+    WAITING,
+    Action,
+    ActionState,
+    SagaState,
+    Status,
+    StepState,
+    highest,
+)
 
 Fold = Callable[[SagaState, Any], None]
 
 # The changes that move the status, from which to which. The README's diagram is drawn from this table.
 STATUS_MOVES: dict[type[c.Change], tuple[frozenset[Status], Status]] = {
-    c.PlanPinned: (frozenset({Status.PENDING}), Status.RUNNING),
-    c.CompensationBegan: (frozenset({Status.PENDING, Status.RUNNING, Status.COMPENSATED}), Status.COMPENSATING),
-    c.Completed: (frozenset({Status.RUNNING}), Status.COMPLETED),
+    c.PlanPinned: (frozenset({Status.PENDING}), RUNNING),
+    c.CompensationBegan: (frozenset({Status.PENDING, RUNNING, Status.COMPENSATED}), Status.COMPENSATING),
+    c.Completed: (frozenset({RUNNING}), Status.COMPLETED),
     c.Compensated: (frozenset({Status.COMPENSATING}), Status.COMPENSATED),
 }
 
@@ -37,7 +57,7 @@ def fold(saga_id: str, entries: Iterable[Iterable[c.Change]]) -> SagaState:
 def _created(state: SagaState, change: c.Created) -> None:
     state.name, state.plan_hash = change.name, change.plan_hash
     state.context = dict(change.context)
-    state.status = Status.RUNNING if change.look_again_at_ms is None else Status.PENDING
+    state.status = RUNNING if change.look_again_at_ms is None else Status.PENDING
     state.plan_due_at_ms, state.deadline_at_ms = change.look_again_at_ms, change.deadline_at_ms
 
 
@@ -55,7 +75,7 @@ def _dispatched(state: SagaState, change: c.Dispatched) -> None:
     action = state.step(change.step).touch(change.action)
     if change.attempt != action.attempt:
         action.refusals, action.doubtful = 0, False
-    action.phase, action.attempt, action.due_at_ms = Phase.AWAITED, change.attempt, change.due_at_ms
+    action.phase, action.attempt, action.due_at_ms = AWAITED, change.attempt, change.due_at_ms
 
 
 def _resent(state: SagaState, change: c.Resent) -> None:
@@ -69,7 +89,7 @@ def _resent(state: SagaState, change: c.Resent) -> None:
 def _withdrawn(state: SagaState, change: c.Withdrawn) -> None:
     action = state.step(change.step).touch(change.action)
     action.attempt = change.attempt - 1
-    action.phase = Phase.SETTLED if action.attempt else Phase.IDLE
+    action.phase = SETTLED if action.attempt else IDLE
     action.due_at_ms = None
 
 
@@ -84,23 +104,23 @@ def _replied(state: SagaState, change: c.Replied) -> None:
     if change.patch:
         _merge(state, step, change)
     if change.in_doubt:  # not unknown yet: what came of it is asked about
-        action.phase, step.doubt = Phase.IN_DOUBT, change.failure
+        action.phase, step.doubt = IN_DOUBT, change.failure
         step.verify = ActionState(attempt=step.verify.attempt, spent=step.verify.attempt)
         return
-    action.outcome = highest(action.outcome, change.outcome)
-    if change.outcome is Outcome.DONE or (change.final and change.action is Action.ACT):
-        action.phase = Phase.SETTLED
+    action.outcome = change.outcome if action.outcome is None else highest(action.outcome, change.outcome)
+    if change.outcome is DONE or (change.final and change.action is ACT):
+        action.phase = SETTLED
     elif change.final:
-        action.phase = Phase.STOPPED
-    if change.action is Action.COMPENSATE and action.phase is Phase.SETTLED and step.undo_again:
+        action.phase = STOPPED
+    if change.action is COMPENSATE and action.phase is SETTLED and step.undo_again:
         _begin_generation(step)
 
 
 def _verified(state: SagaState, change: c.Verified) -> None:
     step = state.step(change.step)
-    step.act.outcome, step.act.phase = highest(step.act.outcome, change.outcome), Phase.SETTLED
-    asked = step.touch(Action.VERIFY)
-    asked.phase, asked.due_at_ms, step.doubt = Phase.SETTLED, None, None
+    step.act.outcome, step.act.phase = highest(step.act.outcome, change.outcome), SETTLED
+    asked = step.touch(VERIFY)
+    asked.phase, asked.due_at_ms, step.doubt = SETTLED, None, None
     step.act.due_at_ms = None
     state.emits = state.emits or bool(change.events)
     _merge(state, step, change)
@@ -114,7 +134,7 @@ def _merge(state: SagaState, step: StepState, change: c.Replied | c.Verified) ->
 
 
 def _stopped(state: SagaState, change: c.Stopped) -> None:
-    state.step(change.step).act.phase = Phase.STOPPED
+    state.step(change.step).act.phase = STOPPED
 
 
 def _pivot_reached(state: SagaState, _: c.PivotReached) -> None:
@@ -123,12 +143,12 @@ def _pivot_reached(state: SagaState, _: c.PivotReached) -> None:
 
 def _waiting(state: SagaState, change: c.Waiting) -> None:
     act = state.step(change.step).act
-    act.phase, act.attempt, act.due_at_ms = Phase.WAITING, 1, change.due_at_ms
+    act.phase, act.attempt, act.due_at_ms = WAITING, 1, change.due_at_ms
 
 
 def _elapsed(state: SagaState, change: c.Elapsed) -> None:
     act = state.step(change.step).act
-    act.phase, act.outcome, act.due_at_ms = Phase.SETTLED, change.outcome, None
+    act.phase, act.outcome, act.due_at_ms = SETTLED, change.outcome, None
 
 
 def _signal_kept(state: SagaState, change: c.SignalKept) -> None:
@@ -137,7 +157,7 @@ def _signal_kept(state: SagaState, change: c.SignalKept) -> None:
 
 def _signalled(state: SagaState, change: c.Signalled) -> None:
     act = state.step(change.step).act
-    act.phase, act.outcome, act.due_at_ms = Phase.SETTLED, Outcome.DONE, None
+    act.phase, act.outcome, act.due_at_ms = SETTLED, DONE, None
     if change.step in state.signals:
         state.signals = {name: data for name, data in state.signals.items() if name != change.step}
     if change.into is not None:
@@ -146,19 +166,19 @@ def _signalled(state: SagaState, change: c.Signalled) -> None:
 
 def _overdue(state: SagaState, change: c.Overdue) -> None:
     action = state.step(change.step).act
-    action.outcome = highest(action.outcome, Outcome.UNKNOWN)
-    action.phase, action.due_at_ms = Phase.SETTLED, None
+    action.outcome = highest(action.outcome, UNKNOWN)
+    action.phase, action.due_at_ms = SETTLED, None
 
 
 def _delayed(state: SagaState, change: c.Delayed) -> None:
     action = state.step(change.step).touch(change.action)
-    action.phase, action.attempt, action.due_at_ms = Phase.DELAYED, change.attempt, change.due_at_ms
+    action.phase, action.attempt, action.due_at_ms = DELAYED, change.attempt, change.due_at_ms
     action.refusals, action.doubtful = 0, False
 
 
 def _postponed(state: SagaState, change: c.Postponed) -> None:
     action = state.step(change.step).touch(change.action)
-    action.phase, action.due_at_ms = Phase.DELAYED, change.due_at_ms
+    action.phase, action.due_at_ms = DELAYED, change.due_at_ms
     action.refusals += 1
     action.doubtful = action.doubtful or change.doubtful
 
@@ -166,14 +186,14 @@ def _postponed(state: SagaState, change: c.Postponed) -> None:
 def _dropped(state: SagaState, change: c.Dropped) -> None:
     action = state.step(change.step).act
     if action.doubtful:  # nobody served it the last time, but an earlier delivery may have run
-        action.outcome = highest(action.outcome, Outcome.UNKNOWN)
-    action.phase, action.due_at_ms = Phase.SETTLED, None
+        action.outcome = highest(action.outcome, UNKNOWN)
+    action.phase, action.due_at_ms = SETTLED, None
 
 
 def _nothing_to_undo(state: SagaState, change: c.NothingToUndo) -> None:
     step = state.step(change.step)
-    undoing = step.touch(Action.COMPENSATE)
-    undoing.phase, undoing.outcome = Phase.SETTLED, Outcome.DONE
+    undoing = step.touch(COMPENSATE)
+    undoing.phase, undoing.outcome = SETTLED, DONE
     step.undo_again = False
 
 
@@ -184,9 +204,9 @@ def _late_act(state: SagaState, change: c.LateAct) -> None:
         step.own = {**(step.own or {}), **change.patch}
     elif change.patch:
         state.context = {**state.context, **change.patch}
-    if step.compensate.phase is Phase.SETTLED:
+    if step.compensate.phase is SETTLED:
         _begin_generation(step)
-    elif step.compensate.phase is not Phase.IDLE:
+    elif step.compensate.phase is not IDLE:
         step.undo_again = True
 
 

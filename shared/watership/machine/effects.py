@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard
 
 from watership.machine import changes as c
-from watership.machine.state import Action, Outcome, Status
+from watership.machine.state import ACT, DONE, Action, Status
 from watership.values import value
 
 
@@ -79,8 +79,8 @@ def _command(_: int, change: c.Dispatched | c.Resent) -> Sequence[Effect]:
 def tells_step(change: c.Change) -> TypeGuard[c.Replied | c.Verified]:
     """Whether a step is done by this change: watchers are told."""
     if isinstance(change, c.Replied):
-        return change.action is Action.ACT and change.outcome is Outcome.DONE
-    return isinstance(change, c.Verified) and change.outcome is Outcome.DONE
+        return change.action is ACT and change.outcome is DONE
+    return isinstance(change, c.Verified) and change.outcome is DONE
 
 
 def _step_is_done(seq: int, change: c.Replied | c.Verified) -> Sequence[Effect]:

@@ -17,7 +17,7 @@ from watership.execution import Command
 from watership.machine import events as e
 from watership.machine.plan import Plan
 from watership.machine.react import lead_on
-from watership.machine.state import Action, ActionState, Phase, SagaState, Status
+from watership.machine.state import ACT, AWAITED, RUNNING, Action, ActionState, SagaState, Status
 from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
 from watership.saga.limits import within_limits
 from watership.saga.pruned import why_gone
@@ -46,7 +46,9 @@ BACK_OFF_MS = 5_000
 class Drive:
     """One saga, driven or followed by this process until it ends, is parked, or the process lets it go."""
 
-    def __init__(self, seat: Seat, saga_id: uuid.UUID, job: Job, *, gated: bool = False) -> None:
+    def __init__(
+        self, seat: Seat, saga_id: uuid.UUID, job: Job, loop: asyncio.AbstractEventLoop, *, gated: bool = False
+    ) -> None:
         self.saga_id, self.watch = saga_id, SagaWatch(saga_id)
         self.start: Start | None = None
         # Set by whoever started it, once the signals that came before it are with it; None: there can be none.
@@ -56,6 +58,7 @@ class Drive:
         self._clock = seat.clock
         self._seat = seat
         self._job = job
+        self._event_loop = loop
         self._plan: Plan | None = None
         self._state: SagaState  # from `main` on, as the teller
         self._active: list[
@@ -214,7 +217,7 @@ class Drive:
         interrupted = [
             e.RunInterrupted(name, action, state.attempt)
             for name, action, state in record.state.active_actions()
-            if state.phase is Phase.AWAITED
+            if state.phase is AWAITED
         ]
         for event in interrupted:  # a run of it may have begun, and may have had its effect: on the record
             await self._follow(lease, Happening(event, "interrupted"))
@@ -267,7 +270,7 @@ class Drive:
                 following = await self._wait(self._timer_ms())
             elif isinstance(following, Command):
                 command, deputy = following, None
-                done = begin_command(self._job, command)
+                done = begin_command(self._job, command, self._event_loop)
                 if type(done) is Begun:
                     done, deputy = await self._runs.here(command.step, command.action, done, lambda: self._loop(lease))
                 following = came_of(command, done, self._now_ms)
@@ -309,9 +312,9 @@ class Drive:
         if not busy and not self._active:
             return Happening(e.TimePassed(), "time")  # nothing follows: `_follow` gives the lease up
         for name, action, state in self._active if not self._stopping else ():
-            if state.phase is not Phase.AWAITED or (busy and runs.has(name, action)):
+            if state.phase is not AWAITED or (busy and runs.has(name, action)):
                 continue
-            if action is Action.ACT and self._state.status is Status.COMPENSATING:
+            if action is ACT and self._state.status is Status.COMPENSATING:
                 return Happening(e.DispatchWithdrawn(name, action, state.attempt), "overtaken")  # never run here
             if self._asked is None or self._may_begin(action):
                 may_begin.append((name, action))
@@ -326,21 +329,21 @@ class Drive:
         return [
             (name, action, state)
             for name, action, state in self._active
-            if state.phase is Phase.AWAITED and not self._runs.has(name, action)
+            if state.phase is AWAITED and not self._runs.has(name, action)
         ]
 
     def _may_begin(self, action: Action) -> bool:
         """Whether the caller of a gated saga asked for one more result."""
-        return self._asked is None or action is not Action.ACT or self._asked > self.watch.steps_seen
+        return self._asked is None or action is not ACT or self._asked > self.watch.steps_seen
 
     def _timer_ms(self) -> int | None:
         """How long until time itself becomes an event; None: never. What runs here has its limits in the run."""
         state = self._state
         if state.parked_reason is not None:
             return None
-        due_at_ms = state.deadline_at_ms if state.status is Status.RUNNING else None
+        due_at_ms = state.deadline_at_ms if state.status is RUNNING else None
         for _, _, action in self._active:
-            moment = action.due_at_ms if action.phase is not Phase.AWAITED else None
+            moment = action.due_at_ms if action.phase is not AWAITED else None
             if moment is not None and (due_at_ms is None or moment < due_at_ms):
                 due_at_ms = moment
         return due_at_ms - self._now_ms() if due_at_ms is not None else None

@@ -13,7 +13,7 @@ from watership import codec
 from watership.errors import StartRejected
 from watership.execution import Command, Execution, execute
 from watership.machine import events as e
-from watership.machine.state import Action, Outcome, SagaState
+from watership.machine.state import COMPENSATE, DONE, Action, SagaState
 from watership.saga.job import Job, LetGo
 from watership.saga.storage.protocol import SagaStorage
 from watership.stepping import Begun, begin
@@ -190,8 +190,8 @@ def command_for(saga_id: uuid.UUID, state: SagaState, name: str, action: Action,
         state.key_of(name, action),
         state.context_for(name, action),
         timeout_ms,
-        step.generation if action is Action.COMPENSATE else 1,
-        step.act.outcome is Outcome.DONE,
+        step.generation if action is COMPENSATE else 1,
+        step.act.outcome is DONE,
     )
 
 
@@ -201,10 +201,10 @@ async def run_command(job: Job, command: Command, now_ms: Callable[[], int]) -> 
     return came_of(command, await execute(command, hands) if hands is not None else None, now_ms)
 
 
-def begin_command(job: Job, command: Command) -> Any:
+def begin_command(job: Job, command: Command, loop: asyncio.AbstractEventLoop) -> Any:
     """Runs it up to where it first waits: what it came to, or a `Begun`; None: this process has no such step."""
     hands = job.hands(command.step)
-    return begin(execute(command, hands), copy_context()) if hands is not None else None
+    return begin(execute(command, hands, loop=loop), copy_context()) if hands is not None else None
 
 
 def came_of(command: Command, done: Execution | None, now_ms: Callable[[], int]) -> Happening:
