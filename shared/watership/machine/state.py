@@ -261,9 +261,8 @@ class SagaState:
 
         Who verifies asks by the act's key.
         """
-        if action is COMPENSATE:
-            return idempotency_key(self.saga_id, step, action, self.steps[step].generation)
-        return idempotency_key(self.saga_id, step, ACT, 1)
+        generation = self.steps[step].generation if action is COMPENSATE else 1
+        return idempotency_key(self.saga_id, step, action if action is COMPENSATE else ACT, generation)
 
     def context_for(self, step: str, action: Action) -> dict[str, Any]:
         """What a command is sent: the context; a compensation sees what its own act wrote, whoever wrote since."""

@@ -119,8 +119,8 @@ class MemorySagaStorage:
 
     async def commit(self, lease: Lease, state: SagaState, entries: Sequence[LogEntry], *, release: bool) -> None:
         """See `SagaStorage.commit`."""
-        row = self._find(lease.saga_id)
-        if row is None or row.epoch != lease.epoch:
+        row = self._held(lease)
+        if row is None:
             raise lease_lost(lease)
         if row.seq != seq_before(state, entries):
             raise log_moved(lease, row.seq)
@@ -265,7 +265,7 @@ class MemorySagaStorage:
         self._rows[saga_id.int] = row if saga_id.int in self._open else _packed(row)
 
     def _held(self, lease: Lease) -> _Row | None:
-        row = self._find(lease.saga_id)
+        row = self._open.get(lease.saga_id.int) or self._find(lease.saga_id)
         return row if row is not None and row.epoch == lease.epoch else None
 
     def _settle(self, saga_id: uuid.UUID, row: _Row, state: SagaState, now: int) -> None:

@@ -110,6 +110,8 @@ def ended(state: SagaState) -> bool:
 def seq_before(state: SagaState, entries: Sequence[LogEntry]) -> int:
     """Where the log stood when ``entries`` were decided. Raises `ValueError` if they do not lead to ``state``."""
     seq = before = state.seq - len(entries)
+    if len(entries) == 1 and entries[0].seq == state.seq:
+        return before
     for entry in entries:
         seq += 1
         if entry.seq != seq:
