@@ -176,10 +176,11 @@ def _inside(step: StepRun, command: Command, hands: Hands) -> HandlerRun:
     if hands.build_context is not None:
         context = hands.build_context(dict(command.context))
         shape = shape_of(type(context))
+        still = shape.still(context)
     else:
         shape = shape_of(hands.context_type)
-        context = shape.load(command.context)
-    return HandlerRun.of(step, context, shape, command.context, acted=command.acted)
+        context, still = shape.load_still(command.context)
+    return HandlerRun.of(step, context, shape, command.context, still, acted=command.acted)
 
 
 def _raised(run: str, command: Command, handler: Step, inside: HandlerRun, error: Exception) -> Execution:

@@ -137,3 +137,32 @@ def test_a_context_as_it_was_is_another_one() -> None:
         context.order = "o-2"
         was = shape_of(kind).as_it_was(context, still)
         assert (was.order, context.order) == ("o-1", "o-2")
+
+
+def test_the_same_data_gives_contexts_that_share_nothing() -> None:
+    for cls in (Flat, Slotted, Deep, Model, Open, Counting):
+        kind: type[Any] = cls
+        data = shape_of(kind).dump(kind())
+        first, _ = shape_of(kind).load_still(data)
+        first.order = "o-2"
+        second, still = shape_of(kind).load_still(data)
+        assert second == shape_of(kind).load(data)
+        assert second is not first
+        assert still == shape_of(kind).still(second)
+        assert shape_of(kind).load_still({**data, "order": "o-3"})[0].order == "o-3"
+
+
+def test_a_context_that_is_made_in_its_own_way_is_made_so_each_time() -> None:
+    made = []
+
+    @dataclasses.dataclass
+    class Own(SagaContext):
+        order: str = "o-1"
+
+        def __post_init__(self) -> None:
+            made.append(self.order)
+
+    data = {"order": "o-7"}
+    for _ in range(2):
+        shape_of(Own).load_still(data)
+    assert made == ["o-7", "o-7"]

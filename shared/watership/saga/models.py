@@ -42,12 +42,15 @@ _T = TypeVar("_T")
 class Shape(Generic[_T]):
     """How one context class maps to JSON. Fields that the class does not name pass through untouched elsewhere."""
 
-    __slots__ = ("_adapter", "_fields", "_in_dict", "cls", "fields")
+    __slots__ = ("_adapter", "_fields", "_in_dict", "_last", "_may_copy", "cls", "fields")
 
     def __init__(self, cls: type[_T]) -> None:
         self.cls = cls
         self._fields: dict[str, pydantic.TypeAdapter[Any]] = {}
         self._in_dict = True  # its attributes are all that it has
+        self._last: tuple[Mapping[str, Any], dict[str, Any]] | None = None  # data that was loaded, and what that gave
+        # Whether a copy of its attributes is all that loading it again would give.
+        self._may_copy = not hasattr(cls, "__post_init__") and not hasattr(cls, "__pydantic_validator__")
         if isinstance(cls, type) and issubclass(cls, pydantic.BaseModel):
             self.fields = frozenset(cls.model_fields)
             self._in_dict = cls.model_config.get("extra") != "allow" and not cls.__private_attributes__
@@ -118,6 +121,22 @@ class Shape(Generic[_T]):
         return frozenset(
             name for name in found.keys() - self.fields if not name.startswith("_") and not hasattr(self.cls, name)
         )
+
+    def load_still(self, data: Mapping[str, Any]) -> tuple[_T, dict[str, Any] | None]:
+        """The same as `load`, with what `still` gives of it.
+
+        Most steps change nothing, so that the next one loads the very same data: it gets a copy of what that gave. So
+        ``data`` must be what nobody changes in place, as the context in a saga's state.
+        """
+        last = self._last
+        if last is not None and last[0] is data:
+            copied = self.cls.__new__(self.cls)
+            copied.__dict__.update(last[1])
+            return copied, last[1]
+        loaded = self.load(data)
+        still = self.still(loaded)
+        self._last = (data, still) if still is not None and self._may_copy else None
+        return loaded, still
 
     def still(self, context: _T) -> dict[str, Any] | None:
         """What the context holds, if that can only be changed by setting an attribute of it, and each one is a field."""

@@ -87,7 +87,7 @@ async def result_of(
         saga_id=watch.saga_id,
         name=definition.plan.saga,
         status=end.status,
-        context=shape_of(context_type or definition.context_type).load(end.context),
+        context=shape_of(context_type or definition.context_type).load_still(end.context)[0],
         failed_step=failure.step if failure is not None else None,
         error=end.exception(watch.saga_id),
         parked_reason=end.parked_reason,

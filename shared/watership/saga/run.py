@@ -81,10 +81,16 @@ class HandlerRun:
 
     @classmethod
     def of(
-        cls, step: StepRun, context: Any, shape: Shape[Any], whole: Mapping[str, Any], *, acted: bool = False
+        cls,
+        step: StepRun,
+        context: Any,
+        shape: Shape[Any],
+        whole: Mapping[str, Any],
+        still: dict[str, Any] | None,
+        *,
+        acted: bool = False,
     ) -> HandlerRun:
         """A run that begins with this context. Raises `InvalidPayload` if it cannot be written as JSON."""
-        still = shape.still(context)
         if still is not None:
             return cls(step, context, shape, whole, still, None, acted)
         return cls(step, context, shape, whole, None, shape.dump(context), acted, shape.strays(context))
