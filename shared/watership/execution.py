@@ -285,7 +285,7 @@ def _already_handled(run: str, command: Command, handler: Step, handled: Already
 async def _handled(command: Command, hands: Hands, inside: HandlerRun, limited: Limited) -> Any:
     """Runs the handler in a scope of its own, and sees what its end means."""
     try:
-        if isinstance(hands.container, PlainContainer):  # nothing to open, to await or to close
+        if type(hands.container) is PlainContainer and hands.barrier is None:  # nothing to open, await or close
             return await _method(command, hands.handler, _built(command, hands.handler))(inside.context)
         async with hands.container.scope() as scope:
             return await _call(command, hands, inside, scope)
