@@ -7,9 +7,10 @@ import random
 import struct
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 BLOCK_BYTES = 4_096
+_WORDS = struct.Struct(f"={BLOCK_BYTES // 8}Q")
 
 
 class SystemChance(random.SystemRandom):
@@ -17,23 +18,23 @@ class SystemChance(random.SystemRandom):
 
     def __init__(self) -> None:
         super().__init__()
-        self._words: Iterator[tuple[int]] = iter(())
+        self._words: list[int] = []
 
     def getrandbits(self, k: int) -> int:
         """``k`` random bits; see `random.getrandbits`."""
+        if k == 64:
+            try:
+                return self._words.pop()  # one step of the interpreter: no two threads get the same word
+            except IndexError:
+                self._words = list(_WORDS.unpack(os.urandom(BLOCK_BYTES)))
+                return super().getrandbits(64)
         if k > 64:
             return self.getrandbits(k - 64) << 64 | self.getrandbits(64)
-        if k <= 0:
-            return super().getrandbits(k)
-        word = next(self._words, None)  # one step of the interpreter: no two threads get the same word
-        if word is None:
-            self._words = struct.iter_unpack("=Q", os.urandom(BLOCK_BYTES))
-            return super().getrandbits(k)
-        return word[0] >> (64 - k)
+        return super().getrandbits(k) if k <= 0 else self.getrandbits(64) >> (64 - k)
 
     def forget(self) -> None:
         """Drops what was read ahead."""
-        self._words = iter(())
+        self._words = []
 
 
 # Two processes never share a sequence, however they were started: a fork's child forgets its parent's block.
@@ -61,4 +62,6 @@ def new_saga_id(chance: random.Random = SYSTEM_CHANCE, now_ns: Callable[[], int]
 
 def new_token(chance: random.Random, *, size_bytes: int = 8) -> str:
     """A name that nobody else has: two hex digits for each byte."""
+    if size_bytes == 8:
+        return f"{chance.getrandbits(64):016x}"
     return f"{chance.getrandbits(8 * size_bytes):0{2 * size_bytes}x}"

@@ -125,12 +125,18 @@ def _trouble(value: Any, depth: int) -> tuple[str, str] | None:
 
 def _dict_trouble(value: dict[Any, Any], depth: int) -> tuple[str, str] | None:
     for key, item in value.items():
+        if type(key) is str and _is_plain(key) and (item is None or (type(item) is str and _is_plain(item))):
+            continue
         if not isinstance(key, str):
             return ("", f"has the key {key!r}, and JSON's keys are strings")
         trouble = _string_trouble(key) or _trouble(item, depth + 1)
         if trouble is not None:
             return (f".{key!a}{trouble[0]}" if not key.isidentifier() else f".{key}{trouble[0]}", trouble[1])
     return None
+
+
+def _is_plain(value: str) -> bool:
+    return value.isascii() and "\0" not in value
 
 
 def _string_trouble(value: str) -> tuple[str, str] | None:

@@ -59,13 +59,18 @@ class _OpenScope:
 
 class _PlainScope(_OpenScope):
     async def resolve(self, handler: type[T]) -> T:
-        missing = _needed(handler)
-        if missing is not None:
-            raise ConfigurationError(
-                f"{handler.__name__} cannot be built: its __init__ needs {missing!r}. "
-                f"Pass di_container=, a container that knows how to make it; it can be {ACCEPTED}"
-            )
-        return handler()
+        return built(handler)
+
+
+def built(handler: type[T]) -> T:
+    """A handler that needs nothing."""
+    missing = _needs[handler] if handler in _needs else _needed(handler)
+    if missing is not None:
+        raise ConfigurationError(
+            f"{handler.__name__} cannot be built: its __init__ needs {missing!r}. "
+            f"Pass di_container=, a container that knows how to make it; it can be {ACCEPTED}"
+        )
+    return handler()
 
 
 _PLAIN_SCOPE = _PlainScope()

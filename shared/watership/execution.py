@@ -10,11 +10,12 @@ import dataclasses
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from watership.adapters.circuit_breaker import CircuitBreaker
 from watership.chance import SYSTEM_CHANCE, new_token
-from watership.container import Container, Scope
+from watership.container import Container, PlainContainer, Scope, built
 from watership.errors import (
     AlreadyHandled,
     BarrierMisused,
@@ -23,22 +24,17 @@ from watership.errors import (
     InvalidPayload,
     LimitExceeded,
     OutcomeUnknown,
-    error_code,
-    error_lineage,
 )
+from watership.failing import failure_of, words_of
 from watership.machine.events import StepReplied
-from watership.machine.state import Action, Failure, Outcome
+from watership.machine.state import ACT, COMPENSATE, DONE, FAILED, UNKNOWN, VERIFY, Action, Failure, Outcome
 from watership.response import Response
 from watership.saga.compile import Step
 from watership.saga.models import shape_of
 from watership.saga.run import Block, HandlerRun, _run, response_from_data
 from watership.saga.step import SagaStepHandler, SagaStepResult, StepRun, Verified, _current, declared_types
-from watership.stepping import Limited
+from watership.stepping import Begun, Limited
 from watership.values import value
-
-ERROR_MESSAGE_MAX = 2_000
-CODE_MAX = 200
-RETRY_AFTER_S_MAX = 604_800
 
 
 @value
@@ -96,6 +92,7 @@ def checked_barrier(barrier: type[Any] | None, di_container: object | None) -> t
 class Execution:
     """What one run came to. ``error`` and ``result`` are this process's objects; the rest can go over the wire.
 
+    ``result`` None: it has nothing to it that ``response`` does not say.
     ``certain``: a barrier vouches that the outcome holds for every run of this action, whatever was delivered twice.
     ``misfit``: the context no longer fits the handler's class, and nothing ran.
     """
@@ -122,13 +119,20 @@ class Execution:
             self.patch,
             self.response,
             self.failure,
-            certain=self.certain,
-            events=self.events,
+            False,
+            False,
+            self.certain,
+            self.events,
         )
 
 
-async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM_CHANCE) -> Execution:
-    """Runs the command once. Raises only what is not an `Exception`: a real cancellation, an exit."""
+async def execute(
+    command: Command,
+    hands: Hands,
+    chance: random.Random = SYSTEM_CHANCE,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> Execution:
+    """Runs the command once. Raises only what is not an `Exception`: a real cancellation, an exit. ``loop``: this one."""
     run = new_token(chance)
     step = StepRun(
         command.saga_id,
@@ -139,54 +143,73 @@ async def execute(command: Command, hands: Hands, chance: random.Random = SYSTEM
         command.idempotency_key,
         command.generation,
     )
-    token = _current.set(step)
+    token, running = _current.set(step), None
     try:
-        return await _execute(run, step, command, hands)
+        try:
+            inside = _inside(step, command, hands)
+        except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet
+            return _misfit(run, command, hands, error)
+        running = _run.set(inside)
+        try:
+            limited = Limited(command.timeout_ms / 1000, loop)
+            if hands.breaker is None or command.action is not ACT:
+                begun = limited.begin(_handled(command, hands, inside, limited))
+                value = await limited.rest(begun) if type(begun) is Begun else begun
+            else:
+                work = partial(_handled, command, hands, inside, limited)
+                value = await hands.breaker.call(command.step, lambda: limited.run(work()))
+        except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
+            return _raised(run, command, hands.handler, inside, error)
+        finally:
+            if inside.block is not None:
+                inside.block.abandoned = True
+        return _ended(run, command, hands.handler, inside, value)
     except Exception as error:  # noqa: BLE001 - whatever is left: without an outcome, a command is never acknowledged
-        return _failed(run, command, error, Outcome.UNKNOWN)
+        return _failed(run, command, error, UNKNOWN)
     finally:
+        if running is not None:
+            _run.reset(running)
         _current.reset(token)
 
 
-async def _execute(run: str, step: StepRun, command: Command, hands: Hands) -> Execution:
-    try:
-        context = _build_context(command, hands)
+def _inside(step: StepRun, command: Command, hands: Hands) -> HandlerRun:
+    if hands.build_context is not None:
+        context = hands.build_context(dict(command.context))
         shape = shape_of(type(context))
-        before = shape.dump(context)
-        inside = HandlerRun(step, context, shape, before, command.context, command.acted, shape.strays(context))
-    except Exception as error:  # noqa: BLE001 - the user's builder may raise anything; nothing ran yet
-        return _misfit(run, command, hands, error)
-    token = _run.set(inside)
-    try:
-        value = await _run_handler(command, hands, inside)
-    except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
-        if inside.handled is not None:
-            return _already_handled(run, command, hands.handler, inside.handled)
-        unknown = command.action is Action.VERIFY or _may_have_acted(error, inside, hands.handler)
-        outcome = Outcome.UNKNOWN if unknown else Outcome.FAILED
-        patch = inside.patch_if_possible() if outcome is Outcome.UNKNOWN else None
-        return _failed(run, command, error, outcome, patch)
-    finally:
-        _run.reset(token)
-        if inside.block is not None:
-            inside.block.abandoned = True
+        still = shape.still(context)
+    else:
+        shape = shape_of(hands.context_type)
+        context, still = shape.load_still(command.context)
+    return HandlerRun.of(step, context, shape, command.context, still, acted=command.acted)
+
+
+def _raised(run: str, command: Command, handler: Step, inside: HandlerRun, error: Exception) -> Execution:
     if inside.handled is not None:
-        return _already_handled(run, command, hands.handler, inside.handled)
-    return _ended(run, command, hands.handler, inside, value)
+        return _already_handled(run, command, handler, inside.handled)
+    if isinstance(error, TimeoutError) and not str(error):
+        within = f"within {command.timeout_ms / 1000:g} s"
+        passed = TimeoutError(f"step {command.step} of saga {command.saga_id} did not end {within}")
+        passed.__cause__, error = error, passed
+    unknown = command.action is VERIFY or _may_have_acted(error, inside, handler)
+    outcome = UNKNOWN if unknown else FAILED
+    patch = inside.patch_if_possible() if outcome is UNKNOWN else None
+    return _failed(run, command, error, outcome, patch)
 
 
 def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value: Any) -> Execution:
     """The handler returned: whatever is wrong with what it left behind, it may have had its effect."""
+    if inside.handled is not None:
+        return _already_handled(run, command, handler, inside.handled)
     block = inside.block
-    uncommitted = inside.uncommitted()
+    uncommitted = inside.uncommitted() if block is not None or inside.block_error is not None else None
     if uncommitted is not None:
         said, cause = uncommitted
-        caused = f" ({type(cause).__name__}: {_words(cause)})" if cause is not None else ""
+        caused = f" ({type(cause).__name__}: {words_of(cause)})" if cause is not None else ""
         error = BarrierMisused(f"{inside.where}: the handler returned, but {said}{caused}")
         error.__cause__ = cause
         if _may_have_acted(cause or error, inside, handler):
-            return _failed(run, command, error, Outcome.UNKNOWN, inside.patch_if_possible())
-        return _failed(run, command, error, Outcome.FAILED)
+            return _failed(run, command, error, UNKNOWN, inside.patch_if_possible())
+        return _failed(run, command, error, FAILED)
     try:
         patch = inside.patch()
         if block is not None and block.ended and patch != block.patch:
@@ -196,8 +219,10 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
                 f"{inside.where}: the context was changed after the barrier's block ({', '.join(changed)}), and a "
                 f"duplicate would not know of it; change the context inside the block"
             )
-        if command.action is Action.VERIFY:
+        if command.action is VERIFY:
             return Execution(run, _found(command, value), patch or None)
+        if value is None and block is None:
+            return Execution(run, DONE, patch or None)
         result = _result_of(command, handler, value)
         events = inside.events_data(result.events)
         if block is not None and block.ended:
@@ -209,8 +234,8 @@ def _ended(run: str, command: Command, handler: Step, inside: HandlerRun, value:
             response = inside.response_data(result.response)
         inside.check_reply(patch, response, events)
     except (BarrierMisused, InvalidPayload, LimitExceeded, TypeError) as error:
-        return _failed(run, command, error, Outcome.UNKNOWN, inside.patch_if_possible())
-    return Execution(run, Outcome.DONE, patch or None, response, result=result, events=events)
+        return _failed(run, command, error, UNKNOWN, inside.patch_if_possible())
+    return Execution(run, DONE, patch or None, response, result=result, events=events)
 
 
 def _told(inside: HandlerRun, block: Block, returned: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
@@ -232,8 +257,8 @@ def _found(command: Command, value: object) -> Outcome:
             f"or Verified.STILL_UNKNOWN"
         )
     if value is Verified.DONE:
-        return Outcome.DONE
-    return Outcome.FAILED if value is Verified.NOT_DONE else Outcome.UNKNOWN
+        return DONE
+    return FAILED if value is Verified.NOT_DONE else UNKNOWN
 
 
 def _may_have_acted(error: BaseException, inside: HandlerRun, handler: Step) -> bool:
@@ -257,46 +282,28 @@ def _already_handled(run: str, command: Command, handler: Step, handled: Already
     )
 
 
-def _build_context(command: Command, hands: Hands) -> Any:
-    if hands.build_context is not None:
-        return hands.build_context(dict(command.context))
-    return shape_of(hands.context_type).load(command.context)
-
-
-async def _run_handler(command: Command, hands: Hands, inside: HandlerRun) -> Any:
-    limited = Limited(command.timeout_ms / 1000)
-
-    async def run() -> Any:
-        try:
-            async with hands.container.scope() as scope:
-                return await _call(command, hands, inside, scope)
-        except (AlreadyHandled, BaseExceptionGroup):  # a group: the handler has a TaskGroup around its barrier
-            if inside.handled is None:
-                raise
-            return None
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if limited.expired or (task is not None and task.cancelling()):
-                raise
-            # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
-            raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
-
+async def _handled(command: Command, hands: Hands, inside: HandlerRun, limited: Limited) -> Any:
+    """Runs the handler in a scope of its own, and sees what its end means."""
     try:
-        if hands.breaker is not None and command.action is Action.ACT:
-            return await hands.breaker.call(command.step, lambda: limited.run(run()))
-        return await limited.run(run())
-    except TimeoutError as error:
-        if not str(error):
-            raise TimeoutError(
-                f"step {command.step} of saga {command.saga_id} did not end within {command.timeout_ms / 1000:g} s"
-            ) from error
-        raise
+        if type(hands.container) is PlainContainer and hands.barrier is None:  # nothing to open, await or close
+            return await _method(command, hands.handler, _built(command, hands.handler))(inside.context)
+        async with hands.container.scope() as scope:
+            return await _call(command, hands, inside, scope)
+    except (AlreadyHandled, BaseExceptionGroup):  # a group: the handler has a TaskGroup around its barrier
+        if inside.handled is None:
+            raise
+        return None
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if limited.expired or (task is not None and task.cancelling()):
+            raise
+        # Nobody cancelled us: a library inside the handler raised it (a stuck broker link does).
+        raise OutcomeUnknown(f"step {command.step} ended by a CancelledError that nobody asked for") from error
 
 
 async def _call(command: Command, hands: Hands, inside: HandlerRun, scope: Scope) -> Any:
-    handler = await _made(command, hands.handler, scope)
-    method = _method(handler, command.action)
-    if hands.barrier is None or command.action is Action.VERIFY:
+    method = _method(command, hands.handler, await _made(command, hands.handler, scope))
+    if hands.barrier is None or command.action is VERIFY:
         return await method(inside.context)
     from watership.barrier import run_behind  # with SQLAlchemy, which not every process needs
 
@@ -310,22 +317,33 @@ async def _call(command: Command, hands: Hands, inside: HandlerRun, scope: Scope
 
 async def _made(command: Command, kind: Step, scope: Scope) -> SagaStepHandler[Any, Any]:
     try:
-        handler = await scope.resolve(kind)
+        return await scope.resolve(kind)
     except Exception as error:
-        raise HandlerUnavailable(
-            f"the container cannot make {kind.__name__}, the handler of step {command.step}: {type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(handler, str(command.action)):
+        raise _unavailable(command, kind, error) from error
+
+
+def _built(command: Command, kind: Step) -> SagaStepHandler[Any, Any]:
+    try:
+        return built(kind)
+    except Exception as error:
+        raise _unavailable(command, kind, error) from error
+
+
+def _unavailable(command: Command, kind: Step, error: Exception) -> HandlerUnavailable:
+    return HandlerUnavailable(
+        f"the container cannot make {kind.__name__}, the handler of step {command.step}: {type(error).__name__}: {error}"
+    )
+
+
+def _method(command: Command, kind: Step, handler: SagaStepHandler[Any, Any]) -> Callable[[Any], Awaitable[Any]]:
+    try:
+        if command.action is ACT:
+            return handler.act
+        return handler.compensate if command.action is COMPENSATE else handler.verify
+    except AttributeError:
         raise HandlerUnavailable(
             f"the container gave a {type(handler).__name__} for {kind.__name__}, the handler of step {command.step}"
-        )
-    return handler
-
-
-def _method(handler: SagaStepHandler[Any, Any], action: Action) -> Callable[[Any], Awaitable[Any]]:
-    if action is Action.ACT:
-        return handler.act
-    return handler.compensate if action is Action.COMPENSATE else handler.verify
+        ) from None
 
 
 async def _session_of(scope: Scope, kind: type[Any]) -> Any:
@@ -352,11 +370,11 @@ def _result_of(command: Command, handler: Step, value: Any) -> SagaStepResult[An
 
 def _misfit(run: str, command: Command, hands: Hands, error: Exception) -> Execution:
     """Nothing ran: this process cannot make the handler's context of the saga's."""
-    failed = _failed(run, command, error, Outcome.FAILED)
+    failed = _failed(run, command, error, FAILED)
     if isinstance(error, InvalidPayload):
         reason = (
             f"the saga's context no longer fits {hands.context_type.__name__}, the context of step {command.step} "
-            f"({_words(error)}): deploy a worker whose class takes it"
+            f"({words_of(error)}): deploy a worker whose class takes it"
         )
         return dataclasses.replace(failed, misfit=reason)
     return failed
@@ -365,30 +383,6 @@ def _misfit(run: str, command: Command, hands: Hands, error: Exception) -> Execu
 def _failed(
     run: str, command: Command, error: Exception, outcome: Outcome, patch: dict[str, Any] | None = None
 ) -> Execution:
-    failure = Failure(
-        code=str(error_code(type(error)))[:CODE_MAX],
-        type_name=type(error).__name__[:CODE_MAX],
-        message=_words(error),
-        lineage=tuple(str(code)[:CODE_MAX] for code in error_lineage(type(error))),
-        step=command.step,
-        retry_after_ms=_retry_after_ms(error),
-    )
+    failure = failure_of(error, command.step)
     error.add_note(f"in {command.action} of step {command.step}, saga {command.saga} {command.saga_id}")
     return Execution(run, outcome, patch, failure=failure, error=error)
-
-
-def _retry_after_ms(error: Exception) -> int | None:
-    """What an error that carries ``retry_after_s`` asks for."""
-    seconds = getattr(error, "retry_after_s", None)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= RETRY_AFTER_S_MAX:
-        return None
-    return round(seconds * 1000)
-
-
-def _words(error: BaseException) -> str:
-    """The error's message, as it can be stored. An exception's own ``__str__`` may fail as well."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - see above
-        text = "its message cannot be read"
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()[:ERROR_MESSAGE_MAX]

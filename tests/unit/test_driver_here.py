@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextvars import ContextVar
 
 import pytest
@@ -75,6 +76,20 @@ async def test_what_is_asked_while_it_runs_is_answered_at_once_and_again(storage
                 await mediator.cancel(saga_id, "asked twice")
         undo.open.set()
         result = await mediator.result(saga_id, timeout_s=5.0)
+    assert result.status is Status.COMPENSATED
+    assert CALLS == ["act A", "compensate A"]
+
+
+async def test_a_step_may_ask_its_own_saga_something_and_wait_for_the_answer(storage: MemorySagaStorage) -> None:
+    saga_id = uuid.uuid4()
+
+    async def cancel(_: Order) -> None:  # nobody is called to answer before it first waits: it waits for that
+        async with asyncio.timeout(5.0):
+            await mediator.cancel(saga_id, "no longer wanted")
+
+    HOOKS["act A"] = cancel
+    async with opened(storage) as mediator:
+        result = await mediator.run(Order("1"), saga_id, timeout_s=5.0)
     assert result.status is Status.COMPENSATED
     assert CALLS == ["act A", "compensate A"]
 

@@ -20,8 +20,8 @@ from watership.machine import events as e
 from watership.machine.apply import apply
 from watership.machine.effects import PublishEvent, SendCommand
 from watership.machine.plan import Plan
-from watership.machine.react import Reaction, react
-from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status
+from watership.machine.react import Reaction, lead_on, react
+from watership.machine.state import UNTOUCHED, Action, ActionState, Failure, Outcome, Phase, SagaState, Status
 from watership.saga.storage import rows
 
 from tests.support import machine_laws as laws
@@ -49,6 +49,7 @@ class World(RuleBasedStateMachine):
         self.state = SagaState("random")
         self.log: list[tuple[c.Change, ...]] = []
         self.folded = SagaState("random")
+        self.led: SagaState | None = None  # the same saga as a drive has it: one state, led on
         self.deliveries: list[Delivery] = []
         self.replies: list[e.StepReplied] = []
         self.really_acted: set[str] = set()
@@ -71,6 +72,9 @@ class World(RuleBasedStateMachine):
         assert reaction == react(self.plan, before, event, self.now_ms), "react is a function"
         assert before == as_it_was, "what a state shares with its successor is not changed"
         assert reaction.state.seq == before.seq + bool(reaction.changes)
+        if self.led is not None:
+            assert reaction == lead_on(self.plan, self.led, event, self.now_ms), "led on itself, it decides the same"
+        self.led = self.led or reaction.state.copy()
         self.state = reaction.state
         if reaction.changes:
             self.log.append(reaction.changes)
@@ -302,6 +306,7 @@ class World(RuleBasedStateMachine):
     def the_laws_hold(self) -> None:
         laws.nothing_is_stuck(self.state)
         assert self.folded == self.state, "law 8"
+        assert ActionState() == UNTOUCHED, "it is shared, and nobody changes it"
         laws.signals_are_taken_once(self.log)
         laws.events_are_told_apart(self.log)
         if self.state.seq:

@@ -6,25 +6,42 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from watership.machine import changes as c
-from watership.machine.state import Action, ActionState, Outcome, Phase, SagaState, Status, StepState, highest
+from watership.machine.state import (
+    ACT,
+    AWAITED,
+    COMPENSATE,
+    DELAYED,
+    DONE,
+    IDLE,
+    IN_DOUBT,
+    RUNNING,
+    SETTLED,
+    STOPPED,
+    UNKNOWN,
+    VERIFY,
+    WAITING,
+    Action,
+    ActionState,
+    SagaState,
+    Status,
+    StepState,
+    highest,
+)
+
+Fold = Callable[[SagaState, Any], None]
 
 # The changes that move the status, from which to which. The README's diagram is drawn from this table.
 STATUS_MOVES: dict[type[c.Change], tuple[frozenset[Status], Status]] = {
-    c.PlanPinned: (frozenset({Status.PENDING}), Status.RUNNING),
-    c.CompensationBegan: (frozenset({Status.PENDING, Status.RUNNING, Status.COMPENSATED}), Status.COMPENSATING),
-    c.Completed: (frozenset({Status.RUNNING}), Status.COMPLETED),
+    c.PlanPinned: (frozenset({Status.PENDING}), RUNNING),
+    c.CompensationBegan: (frozenset({Status.PENDING, RUNNING, Status.COMPENSATED}), Status.COMPENSATING),
+    c.Completed: (frozenset({RUNNING}), Status.COMPLETED),
     c.Compensated: (frozenset({Status.COMPENSATING}), Status.COMPENSATED),
 }
 
 
 def apply(state: SagaState, change: c.Change) -> None:
     """Folds one change into ``state``, in place. Raises `ValueError` on a change that cannot follow: a broken log."""
-    move = STATUS_MOVES.get(type(change))
-    if move is not None:
-        if state.status not in move[0]:
-            raise ValueError(f"saga {state.saga_id}: {change.kind} cannot follow {state.status}; its log is broken")
-        state.status = move[1]
-    _FOLDS[type(change)](state, change)
+    FOLDS[type(change)](state, change)
 
 
 def fold(saga_id: str, entries: Iterable[Iterable[c.Change]]) -> SagaState:
@@ -40,7 +57,7 @@ def fold(saga_id: str, entries: Iterable[Iterable[c.Change]]) -> SagaState:
 def _created(state: SagaState, change: c.Created) -> None:
     state.name, state.plan_hash = change.name, change.plan_hash
     state.context = dict(change.context)
-    state.status = Status.RUNNING if change.look_again_at_ms is None else Status.PENDING
+    state.status = RUNNING if change.look_again_at_ms is None else Status.PENDING
     state.plan_due_at_ms, state.deadline_at_ms = change.look_again_at_ms, change.deadline_at_ms
 
 
@@ -55,14 +72,14 @@ def _plan_missed(state: SagaState, change: c.PlanMissed) -> None:
 
 
 def _dispatched(state: SagaState, change: c.Dispatched) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     if change.attempt != action.attempt:
         action.refusals, action.doubtful = 0, False
-    action.phase, action.attempt, action.due_at_ms = Phase.AWAITED, change.attempt, change.due_at_ms
+    action.phase, action.attempt, action.due_at_ms = AWAITED, change.attempt, change.due_at_ms
 
 
 def _resent(state: SagaState, change: c.Resent) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.due_at_ms = change.due_at_ms
     action.doubtful = action.doubtful or change.doubtful
     if not change.doubtful:  # sent again since no queue took it
@@ -70,36 +87,40 @@ def _resent(state: SagaState, change: c.Resent) -> None:
 
 
 def _withdrawn(state: SagaState, change: c.Withdrawn) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.attempt = change.attempt - 1
-    action.phase = Phase.SETTLED if action.attempt else Phase.IDLE
+    action.phase = SETTLED if action.attempt else IDLE
     action.due_at_ms = None
 
 
 def _replied(state: SagaState, change: c.Replied) -> None:
     step = state.step(change.step)
-    action = step.of(change.action)
+    action = step.touch(change.action)
     action.run, action.due_at_ms = change.run, None
-    action.doubtful = action.doubtful or bool(change.redelivered)
-    state.emits = state.emits or bool(change.events)
-    _merge(state, step, change)
+    if change.redelivered:
+        action.doubtful = True
+    if change.events:
+        state.emits = True
+    if change.patch:
+        _merge(state, step, change)
     if change.in_doubt:  # not unknown yet: what came of it is asked about
-        action.phase, step.doubt = Phase.IN_DOUBT, change.failure
+        action.phase, step.doubt = IN_DOUBT, change.failure
         step.verify = ActionState(attempt=step.verify.attempt, spent=step.verify.attempt)
         return
-    action.outcome = highest(action.outcome, change.outcome)
-    if change.outcome is Outcome.DONE or (change.final and change.action is Action.ACT):
-        action.phase = Phase.SETTLED
+    action.outcome = change.outcome if action.outcome is None else highest(action.outcome, change.outcome)
+    if change.outcome is DONE or (change.final and change.action is ACT):
+        action.phase = SETTLED
     elif change.final:
-        action.phase = Phase.STOPPED
-    if change.action is Action.COMPENSATE and action.phase is Phase.SETTLED and step.undo_again:
+        action.phase = STOPPED
+    if change.action is COMPENSATE and action.phase is SETTLED and step.undo_again:
         _begin_generation(step)
 
 
 def _verified(state: SagaState, change: c.Verified) -> None:
     step = state.step(change.step)
-    step.act.outcome, step.act.phase = highest(step.act.outcome, change.outcome), Phase.SETTLED
-    step.verify.phase, step.verify.due_at_ms, step.doubt = Phase.SETTLED, None, None
+    step.act.outcome, step.act.phase = highest(step.act.outcome, change.outcome), SETTLED
+    asked = step.touch(VERIFY)
+    asked.phase, asked.due_at_ms, step.doubt = SETTLED, None, None
     step.act.due_at_ms = None
     state.emits = state.emits or bool(change.events)
     _merge(state, step, change)
@@ -113,7 +134,7 @@ def _merge(state: SagaState, step: StepState, change: c.Replied | c.Verified) ->
 
 
 def _stopped(state: SagaState, change: c.Stopped) -> None:
-    state.step(change.step).act.phase = Phase.STOPPED
+    state.step(change.step).act.phase = STOPPED
 
 
 def _pivot_reached(state: SagaState, _: c.PivotReached) -> None:
@@ -122,12 +143,12 @@ def _pivot_reached(state: SagaState, _: c.PivotReached) -> None:
 
 def _waiting(state: SagaState, change: c.Waiting) -> None:
     act = state.step(change.step).act
-    act.phase, act.attempt, act.due_at_ms = Phase.WAITING, 1, change.due_at_ms
+    act.phase, act.attempt, act.due_at_ms = WAITING, 1, change.due_at_ms
 
 
 def _elapsed(state: SagaState, change: c.Elapsed) -> None:
     act = state.step(change.step).act
-    act.phase, act.outcome, act.due_at_ms = Phase.SETTLED, change.outcome, None
+    act.phase, act.outcome, act.due_at_ms = SETTLED, change.outcome, None
 
 
 def _signal_kept(state: SagaState, change: c.SignalKept) -> None:
@@ -136,7 +157,7 @@ def _signal_kept(state: SagaState, change: c.SignalKept) -> None:
 
 def _signalled(state: SagaState, change: c.Signalled) -> None:
     act = state.step(change.step).act
-    act.phase, act.outcome, act.due_at_ms = Phase.SETTLED, Outcome.DONE, None
+    act.phase, act.outcome, act.due_at_ms = SETTLED, DONE, None
     if change.step in state.signals:
         state.signals = {name: data for name, data in state.signals.items() if name != change.step}
     if change.into is not None:
@@ -145,19 +166,19 @@ def _signalled(state: SagaState, change: c.Signalled) -> None:
 
 def _overdue(state: SagaState, change: c.Overdue) -> None:
     action = state.step(change.step).act
-    action.outcome = highest(action.outcome, Outcome.UNKNOWN)
-    action.phase, action.due_at_ms = Phase.SETTLED, None
+    action.outcome = highest(action.outcome, UNKNOWN)
+    action.phase, action.due_at_ms = SETTLED, None
 
 
 def _delayed(state: SagaState, change: c.Delayed) -> None:
-    action = state.step(change.step).of(change.action)
-    action.phase, action.attempt, action.due_at_ms = Phase.DELAYED, change.attempt, change.due_at_ms
+    action = state.step(change.step).touch(change.action)
+    action.phase, action.attempt, action.due_at_ms = DELAYED, change.attempt, change.due_at_ms
     action.refusals, action.doubtful = 0, False
 
 
 def _postponed(state: SagaState, change: c.Postponed) -> None:
-    action = state.step(change.step).of(change.action)
-    action.phase, action.due_at_ms = Phase.DELAYED, change.due_at_ms
+    action = state.step(change.step).touch(change.action)
+    action.phase, action.due_at_ms = DELAYED, change.due_at_ms
     action.refusals += 1
     action.doubtful = action.doubtful or change.doubtful
 
@@ -165,13 +186,14 @@ def _postponed(state: SagaState, change: c.Postponed) -> None:
 def _dropped(state: SagaState, change: c.Dropped) -> None:
     action = state.step(change.step).act
     if action.doubtful:  # nobody served it the last time, but an earlier delivery may have run
-        action.outcome = highest(action.outcome, Outcome.UNKNOWN)
-    action.phase, action.due_at_ms = Phase.SETTLED, None
+        action.outcome = highest(action.outcome, UNKNOWN)
+    action.phase, action.due_at_ms = SETTLED, None
 
 
 def _nothing_to_undo(state: SagaState, change: c.NothingToUndo) -> None:
     step = state.step(change.step)
-    step.compensate.phase, step.compensate.outcome = Phase.SETTLED, Outcome.DONE
+    undoing = step.touch(COMPENSATE)
+    undoing.phase, undoing.outcome = SETTLED, DONE
     step.undo_again = False
 
 
@@ -182,9 +204,9 @@ def _late_act(state: SagaState, change: c.LateAct) -> None:
         step.own = {**(step.own or {}), **change.patch}
     elif change.patch:
         state.context = {**state.context, **change.patch}
-    if step.compensate.phase is Phase.SETTLED:
+    if step.compensate.phase is SETTLED:
         _begin_generation(step)
-    elif step.compensate.phase is not Phase.IDLE:
+    elif step.compensate.phase is not IDLE:
         step.undo_again = True
 
 
@@ -209,11 +231,13 @@ def _parked(state: SagaState, change: c.Parked) -> None:
 def _unparked(state: SagaState, _: c.Unparked) -> None:
     state.parked_reason, state.plan_looks = None, 0
     for step in [state.step(name) for name in state.steps]:
-        step.act.refusals = step.compensate.refusals = step.verify.refusals = 0
+        for action in Action:
+            if step.of(action).refusals:
+                step.touch(action).refusals = 0
 
 
 def _retry_allowed(state: SagaState, change: c.RetryAllowed) -> None:
-    action = state.step(change.step).of(change.action)
+    action = state.step(change.step).touch(change.action)
     action.spent, action.refusals = action.attempt, 0
 
 
@@ -221,7 +245,19 @@ def _nothing(state: SagaState, change: c.Change) -> None:
     """The status move, or the mark in the log, was all."""
 
 
-_FOLDS: dict[type[c.Change], Callable[[SagaState, Any], None]] = {
+def _moved(fold: Fold, kind: str, before: frozenset[Status], after: Status) -> Fold:
+    """``fold``, with the status move that comes first."""
+
+    def move(state: SagaState, change: Any) -> None:
+        if state.status not in before:
+            raise ValueError(f"saga {state.saga_id}: {kind} cannot follow {state.status}; its log is broken")
+        state.status = after
+        fold(state, change)
+
+    return move
+
+
+_BARE_FOLDS: dict[type[c.Change], Fold] = {
     c.Created: _created,
     c.PlanPinned: _plan_pinned,
     c.PlanMissed: _plan_missed,
@@ -249,4 +285,9 @@ _FOLDS: dict[type[c.Change], Callable[[SagaState, Any], None]] = {
     c.Unparked: _unparked,
     c.RetryAllowed: _retry_allowed,
     c.Operated: _nothing,
+}
+# How each kind of change is folded, its status move included: what `apply` looks up.
+FOLDS: dict[type[c.Change], Fold] = {
+    cls: _moved(fold, cls.kind, *STATUS_MOVES[cls]) if cls in STATUS_MOVES else fold
+    for cls, fold in _BARE_FOLDS.items()
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from watership.machine import changes as c
-from watership.machine.apply import apply
+from watership.machine.apply import FOLDS
 from watership.machine.nodes import (
     FallbackPlan,
     Node,
@@ -19,7 +19,24 @@ from watership.machine.nodes import (
     units,
 )
 from watership.machine.plan import Plan
-from watership.machine.state import Action, Failure, Outcome, Phase, SagaState, Status, StepState
+from watership.machine.state import (
+    ACT,
+    AWAITED,
+    COMPENSATE,
+    DELAYED,
+    DONE,
+    IDLE,
+    IN_DOUBT,
+    RUNNING,
+    SETTLED,
+    UNKNOWN,
+    WAITING,
+    Action,
+    Failure,
+    SagaState,
+    Status,
+    StepState,
+)
 
 # What a command's deadline allows beyond its time in the queue and its run: the reply's way back.
 GRACE_MS = 5_000
@@ -39,7 +56,7 @@ class Decision:
         self.refused: str | None = None
 
     def record(self, change: c.Change) -> None:
-        apply(self.state, change)
+        FOLDS[type(change)](self.state, change)
         self.changes.append(change)
 
     @property
@@ -58,7 +75,7 @@ def go_on(d: Decision) -> None:
     """Looks at the saga afresh, in the direction in which it runs."""
     if d.state.parked_reason is not None:
         return
-    if d.state.status is Status.RUNNING:
+    if d.state.status is RUNNING:
         _forward(d)
     elif d.state.status is Status.COMPENSATING:
         _backward(d)
@@ -70,32 +87,37 @@ def go_on(d: Decision) -> None:
 
 
 def _forward(d: Decision) -> None:
+    steps = d.state.steps
     for node in d.nodes:
+        if type(node) is StepPlan:  # nearly all nodes are steps, and nearly all of those are behind: no call for each
+            known = steps.get(node.name)
+            if known is not None and known.act.phase is SETTLED:
+                continue
         if not _THROUGH[type(node)](d, node):
             return
-        if d.state.status is not Status.RUNNING or d.state.parked_reason is not None:
+        if d.state.status is not RUNNING or d.state.parked_reason is not None:
             return  # a signal that was there already turned it around
     d.record(c.Completed())
 
 
 def _forward_step(d: Decision, step: StepPlan) -> bool:
     """Whether the step is done; if it was never told to act, or may try again, it is told now."""
-    state = d.state.peek(step.name)
-    if state is None or state.act.phase is Phase.IDLE:
-        dispatch(d, step, Action.ACT, attempt=1)
+    state = d.state.steps.get(step.name)
+    if state is None or state.act.phase is IDLE:
+        dispatch(d, step, ACT, attempt=1)
         return False
     if state.act.may_go_again:
-        dispatch(d, step, Action.ACT, attempt=state.act.attempt + 1)
+        dispatch(d, step, ACT, attempt=state.act.attempt + 1)
         return False
-    return state.act.phase is Phase.SETTLED
+    return state.act.phase is SETTLED
 
 
 def _forward_fallback(d: Decision, node: FallbackPlan) -> bool:
     primary, fallback = d.state.peek(node.primary.name), d.state.peek(node.fallback.name)
-    if primary is None or primary.act.phase is not Phase.SETTLED:
+    if primary is None or primary.act.phase is not SETTLED:
         return _forward_step(d, node.primary)
-    untouched = primary.compensate.phase is Phase.IDLE and primary.generation == 1
-    if primary.act.outcome is Outcome.DONE and fallback is None and untouched:
+    untouched = primary.compensate.phase is IDLE and primary.generation == 1
+    if primary.act.outcome is DONE and fallback is None and untouched:
         return True
     # From here the primary failed, or is unknown: what it may have done is undone before its stand-in acts.
     if primary.needs_undoing and not undo(d, node.primary, primary):
@@ -106,7 +128,7 @@ def _forward_fallback(d: Decision, node: FallbackPlan) -> bool:
 def _forward_pause(d: Decision, node: SleepPlan | WaitPlan) -> bool:
     state = d.state.peek(node.name)
     if state is not None:
-        return state.act.phase is Phase.SETTLED
+        return state.act.phase is SETTLED
     if isinstance(node, WaitPlan) and node.name in d.state.signals:
         signalled(d, node, d.state.signals[node.name])
         return True
@@ -157,7 +179,7 @@ def _backward(d: Decision) -> None:
     for node in reversed(d.nodes):
         if isinstance(node, SleepPlan | WaitPlan):
             state = d.state.peek(node.name)
-            if state is not None and state.act.phase is Phase.WAITING:
+            if state is not None and state.act.phase is WAITING:
                 d.record(c.Dropped(node.name))
             continue
         if not _acts_are_over(d, node):
@@ -175,11 +197,11 @@ def _acts_are_over(d: Decision, node: Node) -> bool:
         state = d.state.peek(step.name)
         if state is None:
             continue
-        if state.act.phase is Phase.DELAYED:
+        if state.act.phase is DELAYED:
             d.record(c.Dropped(step.name))
-        elif state.act.phase is Phase.IN_DOUBT:  # nobody asks any more: in doubt means undone (law 5)
-            d.record(c.Verified(step.name, state.act.attempt, Outcome.UNKNOWN))
-        over = over and state.act.phase is not Phase.AWAITED
+        elif state.act.phase is IN_DOUBT:  # nobody asks any more: in doubt means undone (law 5)
+            d.record(c.Verified(step.name, state.act.attempt, UNKNOWN))
+        over = over and state.act.phase is not AWAITED
     return over
 
 
@@ -204,14 +226,14 @@ def _undo_passed_over(d: Decision) -> None:
 def undo(d: Decision, step: StepPlan, state: StepState) -> bool:
     """Whether the step is undone; if its compensation was never sent, or a person allowed a retry, it is sent now."""
     undoing = state.compensate
-    if undoing.phase is Phase.IDLE or undoing.may_go_again:
+    if undoing.phase is IDLE or undoing.may_go_again:
         if not step.compensable and d.is_pivot(step.name):
             d.record(c.Parked(_pivot_acted_late(d, step.name)))
             return False
         if not step.compensable:
             d.record(c.NothingToUndo(step.name))
             return True
-        dispatch(d, step, Action.COMPENSATE, attempt=undoing.attempt + 1)
+        dispatch(d, step, COMPENSATE, attempt=undoing.attempt + 1)
     return False
 
 
@@ -227,8 +249,8 @@ def _pivot_acted_late(d: Decision, step: str) -> str:
 
 def dispatch(d: Decision, step: StepPlan, action: Action, *, attempt: int) -> None:
     """Decides a command; its reply is awaited until the deadline."""
-    assert action is Action.COMPENSATE or d.state.status is Status.RUNNING, "law 3: no act is decided after the turn"
-    if action is Action.ACT and d.is_pivot(step.name) and not d.state.pivoted:
+    assert action is COMPENSATE or d.state.status is RUNNING, "law 3: no act is decided after the turn"
+    if action is ACT and not d.state.pivoted and d.is_pivot(step.name):
         d.record(c.PivotReached(step.name))
     d.record(c.Dispatched(step.name, action, attempt, deadline_ms(d, step)))
 

@@ -6,10 +6,10 @@ So what a log entry owed can be found again from the log: a redelivered message 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from watership.machine import changes as c
-from watership.machine.state import Action, Outcome, Status
+from watership.machine.state import ACT, DONE, Action, Status
 from watership.values import value
 
 
@@ -76,16 +76,16 @@ def _command(_: int, change: c.Dispatched | c.Resent) -> Sequence[Effect]:
     return (SendCommand(change.step, change.action, change.attempt),)
 
 
-def _replied(seq: int, change: c.Replied) -> Sequence[Effect]:
-    done = change.action is Action.ACT and change.outcome is Outcome.DONE
-    return _step_is_done(seq, change) if done else ()
-
-
-def _verified(seq: int, change: c.Verified) -> Sequence[Effect]:
-    return _step_is_done(seq, change) if change.outcome is Outcome.DONE else ()
+def tells_step(change: c.Change) -> TypeGuard[c.Replied | c.Verified]:
+    """Whether a step is done by this change: watchers are told."""
+    if isinstance(change, c.Replied):
+        return change.action is ACT and change.outcome is DONE
+    return isinstance(change, c.Verified) and change.outcome is DONE
 
 
 def _step_is_done(seq: int, change: c.Replied | c.Verified) -> Sequence[Effect]:
+    if not tells_step(change):
+        return ()
     told: list[Effect] = [NotifyStep(seq, change.step, change.response, change.patch)]
     for index, event in enumerate(change.events or ()):
         told.append(PublishEvent(seq, index, change.step, event["name"], event["data"]))
@@ -95,8 +95,8 @@ def _step_is_done(seq: int, change: c.Replied | c.Verified) -> Sequence[Effect]:
 _EFFECTS: dict[type[c.Change], Callable[[int, Any], Sequence[Effect]]] = {
     c.Dispatched: _command,
     c.Resent: _command,
-    c.Replied: _replied,
-    c.Verified: _verified,
+    c.Replied: _step_is_done,
+    c.Verified: _step_is_done,
     c.Completed: lambda seq, _: (NotifyEnd(seq, Status.COMPLETED),),
     c.Compensated: lambda seq, _: (NotifyEnd(seq, Status.COMPENSATED),),
     c.Parked: lambda seq, change: (NotifyParked(seq, change.reason),),

@@ -67,7 +67,7 @@ from watership.values import value
 
 @value
 class Reaction:
-    """What follows from an event. ``state`` is a new one; the given one is untouched.
+    """What follows from an event: ``state`` is where the saga stands now. ``seq``: of the log entry that it makes.
 
     ``ledger``: why the event moved nothing and must be kept in the ledger. ``refused``: why an operator's verb does
     not fit. Both None: it was applied, or there was nothing to do.
@@ -75,9 +75,14 @@ class Reaction:
 
     state: SagaState
     changes: tuple[c.Change, ...]
-    effects: list[Effect]
+    seq: int
     ledger: str | None = None
     refused: str | None = None
+
+    @property
+    def effects(self) -> list[Effect]:
+        """What must be done once the changes have committed."""
+        return effects_of(self.seq, self.changes)
 
 
 def react(plan: Plan | None, state: SagaState, event: e.Event, now_ms: int) -> Reaction:
@@ -85,12 +90,16 @@ def react(plan: Plan | None, state: SagaState, event: e.Event, now_ms: int) -> R
 
     Pure: the same arguments give the same answer, and ``state`` is not changed.
     """
-    decision = Decision(plan, state.successor(), now_ms)
+    return lead_on(plan, state.successor(), event, now_ms)
+
+
+def lead_on(plan: Plan | None, state: SagaState, event: e.Event, now_ms: int) -> Reaction:
+    """The same, and ``state`` itself is led on: for whoever drops it if what was decided cannot be written."""
+    decision = Decision(plan, state, now_ms)
     _REACTIONS[type(event)](decision, event)
     if decision.changes:
-        decision.state.seq += 1
-    effects = effects_of(decision.state.seq, decision.changes)
-    return Reaction(decision.state, tuple(decision.changes), effects, decision.ledger, decision.refused)
+        state.seq += 1
+    return Reaction(state, tuple(decision.changes), state.seq, decision.ledger, decision.refused)
 
 
 # --- starting ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,23 @@ from watership.machine import changes as c
 from watership.machine import events as e
 from watership.machine.directions import Decision, dispatch, go_on, passed_over, turn_around
 from watership.machine.nodes import DELAY_MS_MAX, FallbackPlan, RetryPlan, StepPlan, members
-from watership.machine.state import Action, ActionState, Failure, Outcome, Phase, Status
+from watership.machine.state import (
+    ACT,
+    COMPENSATE,
+    DONE,
+    FAILED,
+    IDLE,
+    IN_DOUBT,
+    RUNNING,
+    STOPPED,
+    UNKNOWN,
+    VERIFY,
+    Action,
+    ActionState,
+    Failure,
+    Outcome,
+    Status,
+)
 
 # A run that left behind what cannot be kept: as a worker tells it, and as the orchestrator does.
 NOT_KEPT = {name for error in (LimitExceeded, InvalidPayload) for name in (error.code, error.__name__)}
@@ -18,24 +34,24 @@ NOT_KEPT = {name for error in (LimitExceeded, InvalidPayload) for name in (error
 
 def step_replied(d: Decision, event: e.StepReplied) -> None:
     """A worker reported one run of one action."""
-    if not d.state.awaits(event.step, event.action, event.attempt):
+    action = d.state.awaited(event.step, event.action, event.attempt)
+    if action is None:
         _stale_reply(d, event)
-    elif event.action is Action.VERIFY:
+    elif event.action is VERIFY:
         _verify_replied(d, event)
     else:
-        action = d.state.step(event.step).of(event.action)
         doubtful = (event.redelivered or action.doubtful) and not event.certain
         outcome = event.outcome
-        if outcome is Outcome.FAILED and doubtful:
-            outcome = Outcome.UNKNOWN  # this run failed; another one of the same command may not have
-        if event.action is Action.ACT:
+        if outcome is FAILED and doubtful:
+            outcome = UNKNOWN  # this run failed; another one of the same command may not have
+        if event.action is ACT:
             _act_replied(d, event, outcome)
         else:
             _compensation_replied(d, event, outcome)
 
 
 def _replied(d: Decision, event: e.StepReplied, outcome: Outcome, *, final: bool, in_doubt: bool = False) -> None:
-    shared = event.action is Action.ACT and _is_shared(d, event.step)
+    done = outcome is DONE
     d.record(
         c.Replied(
             event.step,
@@ -44,25 +60,25 @@ def _replied(d: Decision, event: e.StepReplied, outcome: Outcome, *, final: bool
             event.run,
             outcome,
             final,
-            event.patch if outcome is not Outcome.FAILED else None,
-            event.response if outcome is Outcome.DONE else None,
+            event.patch if outcome is not FAILED else None,
+            event.response if done else None,
             event.failure,
-            redelivered=event.redelivered or None,
-            in_doubt=in_doubt or None,
-            shared=shared or None,
-            events=[dict(emitted) for emitted in event.events] if outcome is Outcome.DONE and event.events else None,
+            event.redelivered or None,
+            in_doubt or None,
+            (event.action is ACT and _is_shared(d, event.step)) or None,
+            [dict(emitted) for emitted in event.events] if done and event.events else None,
         )
     )
 
 
 def _act_replied(d: Decision, event: e.StepReplied, outcome: Outcome) -> None:
     step = d.step_plan(event.step)
-    clash = _clash(d, event.step, event.patch) if outcome is Outcome.DONE else None
-    if outcome is Outcome.UNKNOWN and step.verify_retry is not None and d.state.status is Status.RUNNING:
+    clash = _clash(d, event.step, event.patch) if event.patch and outcome is DONE else None
+    if outcome is UNKNOWN and step.verify_retry is not None and d.state.status is RUNNING:
         _replied(d, event, outcome, final=False, in_doubt=True)
         _ask(d, step)
         return
-    again = outcome is not Outcome.DONE and _may_act_again(d, step, outcome, event.failure)
+    again = outcome is not DONE and _may_act_again(d, step, outcome, event.failure)
     _replied(d, event, outcome, final=not again)
     if again:
         _act_again(d, step, event.failure)
@@ -72,7 +88,7 @@ def _act_replied(d: Decision, event: e.StepReplied, outcome: Outcome) -> None:
 
 def _may_act_again(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure | None) -> bool:
     act = d.state.step(step.name).act
-    if d.state.status is not Status.RUNNING or (outcome is Outcome.UNKNOWN and not step.rerun):
+    if d.state.status is not RUNNING or (outcome is UNKNOWN and not step.rerun):
         return False
     if _repeats_without_end(step.retry, outcome, failure):
         return False
@@ -81,27 +97,27 @@ def _may_act_again(d: Decision, step: StepPlan, outcome: Outcome, failure: Failu
 
 def _repeats_without_end(retry: RetryPlan, outcome: Outcome, failure: Failure | None) -> bool:
     """What a run left behind cannot be kept, and a run that repeats it can be no better: nor is there a last attempt."""
-    return retry.attempts_max is None and outcome is Outcome.UNKNOWN and not NOT_KEPT.isdisjoint(_lineage(failure))
+    return retry.attempts_max is None and outcome is UNKNOWN and not NOT_KEPT.isdisjoint(_lineage(failure))
 
 
 def _act_again(d: Decision, step: StepPlan, failure: Failure | None) -> None:
     act = d.state.step(step.name).act
-    _try_again(d, step, Action.ACT, act, step.retry, failure)
+    _try_again(d, step, ACT, act, step.retry, failure)
 
 
 def act_ended(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure | None, *, clashed: bool = False) -> None:
     """No further attempt of this act follows by itself: forward if it is done, else whatever its failure leads to."""
-    if d.state.status is not Status.RUNNING or (outcome is Outcome.DONE and not clashed):
+    if d.state.status is not RUNNING or (outcome is DONE and not clashed):
         go_on(d)
         return
     failure = failure or Failure("unknown", "", f"step {step.name} ended {outcome}", (), step.name)
     act = d.state.step(step.name).act
     whole = act.outcome or outcome  # of all its runs: the last one says nothing of those before
     taken_over = not clashed and _is_taken_over(d, step, failure)
-    if whole is Outcome.DONE and not clashed and (d.state.pivoted or taken_over):
-        d.record(c.Verified(step.name, act.attempt, Outcome.DONE))  # an earlier run was done, as its late reply said
+    if whole is DONE and not clashed and (d.state.pivoted or taken_over):
+        d.record(c.Verified(step.name, act.attempt, DONE))  # an earlier run was done, as its late reply said
         go_on(d)
-    elif d.state.pivoted and not (d.is_pivot(step.name) and whole is Outcome.FAILED):
+    elif d.state.pivoted and not (d.is_pivot(step.name) and whole is FAILED):
         _stop(d, step, whole, failure)
     elif taken_over:
         go_on(d)
@@ -118,7 +134,7 @@ def _is_taken_over(d: Decision, step: StepPlan, failure: Failure) -> bool:
 def _stop(d: Decision, step: StepPlan, outcome: Outcome, failure: Failure) -> None:
     """Law 5: past the pivot nothing is undone, and an unknown pivot is never assumed: a person has to look."""
     act = d.state.step(step.name).act
-    if outcome is not Outcome.DONE:
+    if outcome is not DONE:
         d.record(c.Stopped(step.name))
     where = (
         "the outcome of the pivot" if d.is_pivot(step.name) else f"past its pivot {d.plan and d.plan.pivot}, the act"
@@ -155,11 +171,11 @@ def _compensation_replied(d: Decision, event: e.StepReplied, outcome: Outcome) -
     undoing = d.state.step(event.step).compensate
     retry = step.compensation_retry
     allowed = retry.allows_another(undoing.attempt - undoing.spent, _lineage(event.failure))
-    again = outcome is not Outcome.DONE and allowed and not _repeats_without_end(retry, outcome, event.failure)
+    again = outcome is not DONE and allowed and not _repeats_without_end(retry, outcome, event.failure)
     _replied(d, event, outcome, final=not again)
     if again:
-        _try_again(d, step, Action.COMPENSATE, undoing, retry, event.failure)
-    elif outcome is Outcome.DONE:
+        _try_again(d, step, COMPENSATE, undoing, retry, event.failure)
+    elif outcome is DONE:
         go_on(d)
     else:
         why = _words(event.failure) if event.failure else f"it ended {outcome}"
@@ -192,32 +208,32 @@ def _ask(d: Decision, step: StepPlan) -> None:
     """Law 5: an unknown act is asked about first."""
     asked = d.state.step(step.name).verify.attempt
     if d.state.parked_reason is None:
-        dispatch(d, step, Action.VERIFY, attempt=asked + 1)
+        dispatch(d, step, VERIFY, attempt=asked + 1)
     else:
-        d.record(c.Delayed(step.name, Action.VERIFY, asked + 1, d.now_ms))
+        d.record(c.Delayed(step.name, VERIFY, asked + 1, d.now_ms))
 
 
 def _verify_replied(d: Decision, event: e.StepReplied) -> None:
     step = d.step_plan(event.step)
     state = d.state.step(event.step)
     assert step.verify_retry is not None, "it was asked, so its plan says how often"
-    again = event.outcome is Outcome.UNKNOWN and step.verify_retry.allows_another(
+    again = event.outcome is UNKNOWN and step.verify_retry.allows_another(
         state.verify.attempt - state.verify.spent, _lineage(event.failure)
     )
     _replied(d, event, event.outcome, final=not again)
     if again:
-        _try_again(d, step, Action.VERIFY, state.verify, step.verify_retry, event.failure)
+        _try_again(d, step, VERIFY, state.verify, step.verify_retry, event.failure)
         return
     outcome = event.outcome
-    if outcome is Outcome.FAILED and state.act.doubtful:
-        outcome = Outcome.UNKNOWN  # no proof: another delivery of the same command may still run
+    if outcome is FAILED and state.act.doubtful:
+        outcome = UNKNOWN  # no proof: another delivery of the same command may still run
     _resolve_doubt(d, step, outcome, event)
 
 
 def _resolve_doubt(d: Decision, step: StepPlan, outcome: Outcome, answer: e.StepReplied) -> None:
     """What came of an act is known, or will not be: verify, then retry, then compensation (law 5)."""
     state = d.state.step(step.name)
-    failure, done = state.doubt, outcome is Outcome.DONE
+    failure, done = state.doubt, outcome is DONE
     clash = _clash(d, step.name, answer.patch) if done else None
     d.record(
         c.Verified(
@@ -246,8 +262,8 @@ def run_lost(d: Decision, step: StepPlan) -> None:
     failure = Failure(
         "run_lost", "RunLost", f"no reply came of step {step.name}, which must not run twice", (), step.name
     )
-    lost = e.StepReplied(step.name, Action.ACT, act.attempt, "", Outcome.UNKNOWN, failure=failure, redelivered=True)
-    _act_replied(d, lost, Outcome.UNKNOWN)
+    lost = e.StepReplied(step.name, ACT, act.attempt, "", UNKNOWN, failure=failure, redelivered=True)
+    _act_replied(d, lost, UNKNOWN)
 
 
 # --- replies that nobody awaits ------------------------------------------------------------------------------------
@@ -257,22 +273,22 @@ def _stale_reply(d: Decision, event: e.StepReplied) -> None:
     d.ledger = f"{event.action} {event.step} attempt {event.attempt} was not awaited"
     state = d.state.peek(event.step)
     outcome = event.outcome
-    if outcome is Outcome.FAILED and event.redelivered and not event.certain:
-        outcome = Outcome.UNKNOWN  # as for an awaited one: this run failed, an earlier one may not have
-    if event.known or event.action is not Action.ACT or outcome is Outcome.FAILED or state is None:
+    if outcome is FAILED and event.redelivered and not event.certain:
+        outcome = UNKNOWN  # as for an awaited one: this run failed, an earlier one may not have
+    if event.known or event.action is not ACT or outcome is FAILED or state is None:
         return
     if event.attempt > state.act.attempt or d.plan is None or event.step not in d.plan.by_name:
         return  # never dispatched as far as this log knows: kept for a person to see
-    if outcome is Outcome.DONE and state.act.phase in (Phase.IN_DOUBT, Phase.STOPPED):
+    if outcome is DONE and state.act.phase in (IN_DOUBT, STOPPED):
         d.ledger += ": it answers what was in doubt"
-        _resolve_doubt(d, d.step_plan(event.step), Outcome.DONE, event)
+        _resolve_doubt(d, d.step_plan(event.step), DONE, event)
         return
     # What others may have written since stays as it is: its own compensation sees what it wrote.
     aside = passed_over(d, event.step) or _is_shared(d, event.step)
-    stands = state.act.outcome is Outcome.DONE and state.compensate.phase is Phase.IDLE
+    stands = state.act.outcome is DONE and state.compensate.phase is IDLE
     if stands and not passed_over(d, event.step):
         return  # it ran twice; the saga wants it done, and it is
-    patch = event.patch if event.outcome is not Outcome.FAILED else None
+    patch = event.patch if event.outcome is not FAILED else None
     d.record(c.LateAct(event.step, event.attempt, event.run, outcome, patch, aside or None))
     d.ledger += ": merged, and undone"
     _undo_late(d, event.step)

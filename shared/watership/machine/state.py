@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -29,10 +28,10 @@ class Status(Word):
     @property
     def terminal(self) -> bool:
         """Nothing follows by itself, but for a late act that must be undone."""
-        return self in _TERMINAL
+        return self in TERMINAL
 
 
-_TERMINAL = frozenset({Status.COMPLETED, Status.COMPENSATED, Status.FAILED})
+TERMINAL = frozenset({Status.COMPLETED, Status.COMPENSATED, Status.FAILED})
 
 
 class Outcome(Word):
@@ -71,7 +70,14 @@ class Phase(Word):
     SETTLED = "settled"  # over: `outcome` stands
 
 
-_ACTIVE = frozenset({Phase.AWAITED, Phase.DELAYED, Phase.WAITING})
+# The machine's words, by names of their own: to find a member in its enum takes about as long as to call a function.
+ACT, COMPENSATE, VERIFY = Action.ACT, Action.COMPENSATE, Action.VERIFY
+DONE, UNKNOWN, FAILED = Outcome.DONE, Outcome.UNKNOWN, Outcome.FAILED
+IDLE, AWAITED, DELAYED, WAITING = Phase.IDLE, Phase.AWAITED, Phase.DELAYED, Phase.WAITING
+IN_DOUBT, STOPPED, SETTLED = Phase.IN_DOUBT, Phase.STOPPED, Phase.SETTLED
+RUNNING = Status.RUNNING
+
+_ACTIVE = frozenset({AWAITED, DELAYED, WAITING})
 
 
 def idempotency_key(saga_id: object, step: str, action: Action, generation: int) -> str:
@@ -83,7 +89,7 @@ def idempotency_key(saga_id: object, step: str, action: Action, generation: int)
 class ActionState:
     """One action of one step. ``outcome`` is the highest of all runs of this generation."""
 
-    phase: Phase = Phase.IDLE
+    phase: Phase = IDLE
     attempt: int = 0
     spent: int = 0  # attempts that an operator's retry has forgiven
     refusals: int = 0  # times that workers answered "not served" to this attempt
@@ -108,7 +114,7 @@ class ActionState:
     @property
     def may_have_run(self) -> bool:
         """Some run of it was done or unknown."""
-        return self.outcome is Outcome.DONE or self.outcome is Outcome.UNKNOWN or self.phase is Phase.IN_DOUBT
+        return self.outcome is DONE or self.outcome is UNKNOWN or self.phase is IN_DOUBT
 
     @property
     def active(self) -> bool:
@@ -122,7 +128,11 @@ class ActionState:
     @property
     def may_go_again(self) -> bool:
         """It was out of attempts, and a person gave it a fresh budget."""
-        return self.phase is Phase.STOPPED and self.spent == self.attempt
+        return self.phase is STOPPED and self.spent == self.attempt
+
+
+# What was never dispatched. Shared by all steps, so never changed: `StepState.touch` puts one of its own in its place.
+UNTOUCHED = ActionState()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,26 +168,40 @@ class StepState:
 
     def copy(self) -> StepState:
         """An independent copy."""
+        compensate, verify = self.compensate, self.verify
         return StepState(
             self.act.copy(),
-            self.compensate.copy(),
+            compensate if compensate is UNTOUCHED else compensate.copy(),
             self.generation,
             self.undo_again,
-            self.verify.copy(),
+            verify if verify is UNTOUCHED else verify.copy(),
             self.own,
             self.doubt,
         )
 
     def of(self, action: Action) -> ActionState:
-        """The state of one of its actions."""
-        if action is Action.ACT:
+        """The state of one of its actions, to be looked at."""
+        if action is ACT:
             return self.act
-        return self.compensate if action is Action.COMPENSATE else self.verify
+        return self.compensate if action is COMPENSATE else self.verify
+
+    def touch(self, action: Action) -> ActionState:
+        """The state of one of its actions, to be changed."""
+        if action is ACT:
+            return self.act
+        found = self.of(action)
+        if found is UNTOUCHED:
+            found = ActionState()
+            if action is COMPENSATE:
+                self.compensate = found
+            else:
+                self.verify = found
+        return found
 
     @property
     def needs_undoing(self) -> bool:
         """It may have acted, and that is not undone."""
-        return self.act.may_have_run and self.compensate.phase is not Phase.SETTLED
+        return self.act.may_have_run and self.compensate.phase is not SETTLED
 
 
 @dataclasses.dataclass(slots=True)
@@ -237,13 +261,12 @@ class SagaState:
 
         Who verifies asks by the act's key.
         """
-        if action is Action.COMPENSATE:
-            return idempotency_key(self.saga_id, step, action, self.steps[step].generation)
-        return idempotency_key(self.saga_id, step, Action.ACT, 1)
+        generation = self.steps[step].generation if action is COMPENSATE else 1
+        return idempotency_key(self.saga_id, step, action if action is COMPENSATE else ACT, generation)
 
     def context_for(self, step: str, action: Action) -> dict[str, Any]:
         """What a command is sent: the context; a compensation sees what its own act wrote, whoever wrote since."""
-        own = self.steps[step].own if action is Action.COMPENSATE else None
+        own = self.steps[step].own if action is COMPENSATE else None
         return {**self.context, **own} if own else self.context
 
     def step(self, name: str) -> StepState:
@@ -251,7 +274,8 @@ class SagaState:
         if name in self._own:
             return self.steps[name]
         found = self.steps.get(name)
-        self.steps[name] = found = StepState() if found is None else found.copy()
+        found = StepState(ActionState(), UNTOUCHED, 1, False, UNTOUCHED) if found is None else found.copy()
+        self.steps[name] = found
         self._own.add(name)
         return found
 
@@ -259,25 +283,27 @@ class SagaState:
         """The state of a step if it was ever touched, to be looked at: a later `step` may put another in its place."""
         return self.steps.get(name)
 
-    def active_actions(self) -> Iterator[tuple[str, Action, ActionState]]:
+    def active_actions(self) -> list[tuple[str, Action, ActionState]]:
         """What is dispatched or will be, and what waits."""
+        found = []
         for name, step in self.steps.items():
             if step.act.phase in _ACTIVE:
-                yield name, Action.ACT, step.act
-            if step.compensate.phase in _ACTIVE:
-                yield name, Action.COMPENSATE, step.compensate
-            if step.verify.phase in _ACTIVE:
-                yield name, Action.VERIFY, step.verify
+                found.append((name, ACT, step.act))
+            if step.compensate is not UNTOUCHED and step.compensate.phase in _ACTIVE:
+                found.append((name, COMPENSATE, step.compensate))
+            if step.verify is not UNTOUCHED and step.verify.phase in _ACTIVE:
+                found.append((name, VERIFY, step.verify))
+        return found
 
     @property
     def rests(self) -> bool:
         """Nothing follows without a person, or a late reply."""
-        return self.parked_reason is not None or next(self.active_actions(), None) is None
+        return self.parked_reason is not None or not self.active_actions()
 
     @property
     def sleeps(self) -> bool:
         """It waits for a moment or a signal, and for no reply."""
-        return all(action.phase is not Phase.AWAITED for _, _, action in self.active_actions())
+        return all(action.phase is not AWAITED for _, _, action in self.active_actions())
 
     @property
     def due_at_ms(self) -> int | None:
@@ -287,14 +313,18 @@ class SagaState:
         dues = [action.due_at_ms for _, _, action in self.active_actions() if action.due_at_ms is not None]
         if self.status is Status.PENDING and self.plan_due_at_ms is not None:
             dues.append(self.plan_due_at_ms)
-        if self.status is Status.RUNNING and self.deadline_at_ms is not None:
+        if self.status is RUNNING and self.deadline_at_ms is not None:
             dues.append(self.deadline_at_ms)
         return min(dues, default=None)
 
     def awaits(self, step: str, action: Action, attempt: int) -> bool:
         """Whether the reply to this dispatch would be applied (law 6)."""
+        return self.awaited(step, action, attempt) is not None
+
+    def awaited(self, step: str, action: Action, attempt: int) -> ActionState | None:
+        """The state of this dispatch, to be looked at, if its reply would be applied (law 6)."""
         found = self.steps.get(step)
         if found is None:
-            return False
-        state = found.of(action)
-        return state.phase is Phase.AWAITED and state.attempt == attempt
+            return None
+        state = found.act if action is ACT else found.of(action)
+        return state if state.phase is AWAITED and state.attempt == attempt else None

@@ -10,22 +10,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine
-from typing import Any
 
 from watership import codec
 from watership.errors import LeaseLost, SagaNotFound, SagaPruned
+from watership.execution import Command
 from watership.machine import events as e
 from watership.machine.plan import Plan
-from watership.machine.react import react
-from watership.machine.state import Action, ActionState, Phase, SagaState, Status
+from watership.machine.react import lead_on
+from watership.machine.state import ACT, AWAITED, RUNNING, Action, ActionState, SagaState, Status
 from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
 from watership.saga.limits import within_limits
 from watership.saga.pruned import why_gone
-from watership.saga.runs import Happening, Runs, keep_unrecorded, leave_unanswered, run_action
+from watership.saga.runs import (
+    Happening,
+    Runs,
+    begin_command,
+    came_of,
+    command_for,
+    keep_unrecorded,
+    leave_unanswered,
+    run_command,
+)
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
 from watership.saga.telling import Teller
 from watership.saga.watch import SagaWatch
+from watership.stepping import Begun
 
 log = logging.getLogger("watership.driver")
 
@@ -37,23 +46,29 @@ BACK_OFF_MS = 5_000
 class Drive:
     """One saga, driven or followed by this process until it ends, is parked, or the process lets it go."""
 
-    def __init__(self, seat: Seat, saga_id: uuid.UUID, job: Job, *, gated: bool = False) -> None:
+    def __init__(
+        self, seat: Seat, saga_id: uuid.UUID, job: Job, loop: asyncio.AbstractEventLoop, *, gated: bool = False
+    ) -> None:
         self.saga_id, self.watch = saga_id, SagaWatch(saga_id)
-        self._teller = Teller(saga_id, self.watch)
         self.start: Start | None = None
-        self.may_drive = asyncio.Event()  # set by whoever started it, once the signals that came before it are with it
+        # Set by whoever started it, once the signals that came before it are with it; None: there can be none.
+        self.may_drive = asyncio.Event() if job.definition.plan.waits else None
         self._storage = seat.storage
         self._keeper = seat.keeper
         self._clock = seat.clock
         self._seat = seat
         self._job = job
+        self._event_loop = loop
         self._plan: Plan | None = None
-        self._stands(SagaState(str(saga_id)))
+        self._state: SagaState  # from `main` on, as the teller
+        self._active: list[
+            tuple[str, Action, ActionState]
+        ]  # what is awaited, or will be, or waits; none if it is parked
+        self._teller: Teller
         self._clock_offset_ms = 0
         self._asked: int | None = 0 if gated else None
         self._inbox: list[Happening] = []
-        self._wake = asyncio.Event()
-        self._runs = Runs(self._wake)
+        self._runs = Runs()
         self._at_hand: Happening | None = None  # what is being put on record
         self._stopping = self._asleep = False
         self.is_watched = True
@@ -86,16 +101,18 @@ class Drive:
         self._runs.rouse()
 
     def _stands(self, state: SagaState) -> None:
-        self._state, self._active = state, _active(state)
+        self._state, self._active = state, state.active_actions() if state.parked_reason is None else []
 
     # --- the loop
 
     async def main(self, start: Start | None) -> None:
         """Makes the saga, or finds it, and drives it to its end."""
         self.start, failed = start, None
+        # Not before: of the many that are started at once, each needs these only while it runs.
+        self._teller = Teller(self.saga_id, self.watch)
         try:
             lease = await self._create(start) if start is not None else None
-            if lease is not None and self._job.definition.plan.waits:
+            if lease is not None and self.may_drive is not None:
                 await self.may_drive.wait()
             while True:
                 if lease is None:
@@ -114,8 +131,9 @@ class Drive:
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
         finally:
             self.ended = True
-            leave_unanswered(self.saga_id, self._inbox, failed)
-            await keep_unrecorded(self._storage, self.saga_id, self._inbox)
+            if self._inbox:
+                leave_unanswered(self.saga_id, self._inbox, failed)
+                await keep_unrecorded(self._storage, self.saga_id, self._inbox)
 
     async def _create(self, start: Start) -> Lease | None:
         plan = self._job.definition.plan
@@ -123,7 +141,8 @@ class Drive:
             await self._storage.save_plan(plan)
             self._seat.plans_kept.add(plan.hash)
         now_ms = await self._seat.now_ms()
-        reaction = react(plan, self._state, e.SagaStarted(plan.saga, start.context, plan.hash), now_ms)
+        state = SagaState(start.saga_id)
+        reaction = lead_on(plan, state, e.SagaStarted(plan.saga, start.context, plan.hash), now_ms)
         entry = LogEntry(1, now_ms, "start", reaction.changes)
         lease = await self._storage.create(
             self.saga_id, reaction.state, entry, input_hash=start.input_hash, lease_ms=LEASE_MS
@@ -139,7 +158,7 @@ class Drive:
         """Follows a saga that exists until its lease is ours; None once it is over, or we are stopping and owe nothing."""
         poll_ms = self._seat.follow_every_ms
         while not self._stopping or self._owes:
-            self._wake.clear()
+            self._runs.wake.clear()
             record = await self._storage.load(self.saga_id)
             if record is None:
                 name, input_hash = self._job.definition.plan.saga, start.input_hash if start is not None else None
@@ -157,7 +176,7 @@ class Drive:
             asleep_ms = await self._asleep_ms(record.state)
             if asleep_ms > ASLEEP_MS and not self._inbox:
                 await self._teller.replay(self._storage)
-                await self._clock.wait(self._wake, timeout_ms=min(poll_ms, asleep_ms))
+                await self._clock.wait(self._runs.wake.event, timeout_ms=min(poll_ms, asleep_ms))
                 poll_ms = min(poll_ms * 2, FOLLOW_ASLEEP_EVERY_MS_MAX)
                 continue
             taken = await self._storage.acquire(self.saga_id, lease_ms=LEASE_MS)
@@ -174,7 +193,7 @@ class Drive:
                 return taken
             await self._teller.replay(self._storage)
             wait_ms = min(taken.retry_in_ms, FOLLOW_EVERY_MS) if isinstance(taken, HeldElsewhere) else FOLLOW_EVERY_MS
-            await self._clock.wait(self._wake, timeout_ms=max(wait_ms, 1))
+            await self._clock.wait(self._runs.wake.event, timeout_ms=max(wait_ms, 1))
         return None
 
     @property
@@ -198,7 +217,7 @@ class Drive:
         interrupted = [
             e.RunInterrupted(name, action, state.attempt)
             for name, action, state in record.state.active_actions()
-            if state.phase is Phase.AWAITED
+            if state.phase is AWAITED
         ]
         for event in interrupted:  # a run of it may have begun, and may have had its effect: on the record
             await self._follow(lease, Happening(event, "interrupted"))
@@ -246,13 +265,18 @@ class Drive:
         while not released:
             if self._stopping and not self._runs and not self._owes:
                 return await self._hand_over(lease)
-            following = await self._next()
-            if isinstance(following, tuple):
-                work = self._run(*following)
-                following, deputy = await self._runs.here(*following, work, lambda: self._loop(lease))
+            following = self._next()
+            if following is None:
+                following = await self._wait(self._timer_ms())
+            elif isinstance(following, Command):
+                command, deputy = following, None
+                done = begin_command(self._job, command, self._event_loop)
+                if type(done) is Begun:
+                    done, deputy = await self._runs.here(command.step, command.action, done, lambda: self._loop(lease))
+                following = came_of(command, done, self._now_ms)
                 if deputy is not None:
                     self._inbox.insert(0, following)
-                    self._wake.set()
+                    self._runs.wake.set()
                     return await deputy
             if following is not None:
                 self._at_hand = following
@@ -276,72 +300,71 @@ class Drive:
         await self._storage.release(lease, retry_in_ms=max(self._timer_ms() or 0, 0))
         return False
 
-    async def _next(self) -> Happening | tuple[str, Action] | None:
-        """Runs or waits for what the saga waits for, and says what came of it; or what is to be run, and nothing beside."""
-        self._wake.clear()
-        done = self._runs.finished()
-        if done is not None:
+    def _next(self) -> Happening | Command | None:
+        """What has happened; or what is to be run, and nothing beside it; or None: what was to be begun is, and it waits."""
+        runs, may_begin = self._runs, []
+        runs.wake.clear()
+        busy = bool(runs)
+        if busy and (done := runs.finished()) is not None:
             return done
         if self._inbox:
             return self._inbox.pop(0)
-        if not self._runs and not self._active:
+        if not busy and not self._active:
             return Happening(e.TimePassed(), "time")  # nothing follows: `_follow` gives the lease up
-        unbegun = self._unbegun() if not self._stopping else []
-        for name, action, state in unbegun:
-            if action is Action.ACT and self._state.status is Status.COMPENSATING:
+        for name, action, state in self._active if not self._stopping else ():
+            if state.phase is not AWAITED or (busy and runs.has(name, action)):
+                continue
+            if action is ACT and self._state.status is Status.COMPENSATING:
                 return Happening(e.DispatchWithdrawn(name, action, state.attempt), "overtaken")  # never run here
-        may_begin = [(name, action) for name, action, _ in unbegun if self._may_begin(action)]
-        timer_ms = self._timer_ms()
-        if len(may_begin) == 1 and not self._runs and timer_ms is None:
-            return may_begin[0]
+            if self._asked is None or self._may_begin(action):
+                may_begin.append((name, action))
+        if len(may_begin) == 1 and not busy and self._timer_ms() is None:
+            return self._command(*may_begin[0])
         for name, action in may_begin:
-            self._runs.begin(name, action, self._run(name, action))
-        return await self._wait(timer_ms)  # a signal, a cancel or the deadline may come meanwhile
+            runs.begin(name, action, run_command(self._job, self._command(name, action), self._now_ms))
+        return None  # a signal, a cancel or the deadline may come meanwhile
 
     def _unbegun(self) -> list[tuple[str, Action, ActionState]]:
         """What is awaited and does not run yet; nothing if the saga is parked."""
         return [
             (name, action, state)
             for name, action, state in self._active
-            if state.phase is Phase.AWAITED and not self._runs.has(name, action)
+            if state.phase is AWAITED and not self._runs.has(name, action)
         ]
 
     def _may_begin(self, action: Action) -> bool:
         """Whether the caller of a gated saga asked for one more result."""
-        return self._asked is None or action is not Action.ACT or self._asked > self.watch.steps_seen
+        return self._asked is None or action is not ACT or self._asked > self.watch.steps_seen
 
     def _timer_ms(self) -> int | None:
         """How long until time itself becomes an event; None: never. What runs here has its limits in the run."""
-        if self._state.parked_reason is not None:
+        state = self._state
+        if state.parked_reason is not None:
             return None
-        moments = [
-            state.due_at_ms
-            for _, _, state in self._active
-            if state.phase is not Phase.AWAITED and state.due_at_ms is not None
-        ]
-        if self._state.status is Status.RUNNING and self._state.deadline_at_ms is not None:
-            moments.append(self._state.deadline_at_ms)
-        return min(moments) - self._now_ms() if moments else None
+        due_at_ms = state.deadline_at_ms if state.status is RUNNING else None
+        for _, _, action in self._active:
+            moment = action.due_at_ms if action.phase is not AWAITED else None
+            if moment is not None and (due_at_ms is None or moment < due_at_ms):
+                due_at_ms = moment
+        return due_at_ms - self._now_ms() if due_at_ms is not None else None
 
     async def _wait(self, timer_ms: int | None) -> Happening | None:
         if timer_ms is None:
-            await self._wake.wait()
+            await self._runs.wake.event.wait()
             return None
         if timer_ms <= 0:
             return Happening(e.TimePassed(), "time")
         if not self._runs and timer_ms > ASLEEP_MS and not self._unbegun():
             self._asleep = True
             return None
-        if await self._clock.wait(self._wake, timeout_ms=timer_ms, working=bool(self._runs)):
+        if await self._clock.wait(self._runs.wake.event, timeout_ms=timer_ms, working=bool(self._runs)):
             return None
         return Happening(e.TimePassed(), "time")
 
-    def _run(self, name: str, action: Action) -> Coroutine[Any, Any, Happening]:
+    def _command(self, name: str, action: Action) -> Command:
+        # Made before a task runs it: the state may have been led on by then.
         assert self._plan is not None
-        timeout_ms = self._plan.by_name[name].timeout_ms
-        return run_action(
-            self._job, self.saga_id, self._state, name, action, timeout_ms=timeout_ms, now_ms=self._now_ms()
-        )
+        return command_for(self.saga_id, self._state, name, action, self._plan.by_name[name].timeout_ms)
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ms() + self._clock_offset_ms
@@ -349,25 +372,21 @@ class Drive:
     async def _follow(self, lease: Lease, happening: Happening) -> bool:
         """Asks the machine, writes what it decided, and only then goes on. Whether that gave the lease up."""
         now_ms = self._now_ms()
-        event = within_limits(self._plan, self._state, happening.event)
-        reaction = react(self._plan, self._state, event, now_ms)
-        active = _active(reaction.state)
+        state = self._state
+        event = within_limits(self._plan, state, happening.event)
+        reaction = lead_on(self._plan, state, event, now_ms)  # a drive that cannot write it ends, or reads afresh
+        active = state.active_actions() if state.parked_reason is None else []
         released = not active and not self._runs
         if reaction.ledger is not None:
             cause = codec.dumps({"cause": happening.cause}).decode()
             await self._storage.keep_in_ledger(self.saga_id, reaction.ledger, cause)
         if reaction.changes:
-            entry = LogEntry(reaction.state.seq, now_ms, happening.cause, reaction.changes)
-            await self._storage.commit(lease, reaction.state, [entry], release=released)
-            self._state, self._active = reaction.state, active
+            entry = LogEntry(reaction.seq, now_ms, happening.cause, reaction.changes)
+            await self._storage.commit(lease, state, [entry], release=released)
+            self._active = active
             self._teller.tell(reaction, happening)
         elif released:
             await self._storage.release(lease)
         if happening.answer is not None and not happening.answer.done():
             happening.answer.set_result(reaction.refused)
         return released
-
-
-def _active(state: SagaState) -> list[tuple[str, Action, ActionState]]:
-    """What is awaited, or will be, or waits; nothing if the saga is parked."""
-    return [] if state.parked_reason is not None else list(state.active_actions())

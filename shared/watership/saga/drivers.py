@@ -10,6 +10,7 @@ import logging
 import uuid
 import weakref
 from collections.abc import Hashable, Iterable
+from functools import partial
 from typing import Any
 
 from watership import codec
@@ -66,6 +67,7 @@ class Drivers:
         self._jobs: dict[str, Job] = {}
         follow_every_ms = PAUSE_MS_MAX if alone else FOLLOW_EVERY_MS
         self._seat = Seat(storage, clock, storage.keeper(), follow_every_ms=follow_every_ms)
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one in which all its drives are
         self._early = EarlySignals(self.take_early)
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -106,7 +108,8 @@ class Drivers:
                     self._early.begin(job, signal)
                 await asyncio.sleep(0)  # each is with the drive now, ahead of time and of whatever else is asked
         finally:
-            drive.may_drive.set()
+            if drive.may_drive is not None:
+                drive.may_drive.set()
         return drive
 
     async def join(self, job: Job, saga_id: uuid.UUID, *, request: e.Event | None = None) -> Drive:
@@ -155,14 +158,16 @@ class Drivers:
         return drive if drive is not None and not drive.ended else self._launch(saga_id, job, None)
 
     def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
-        drive = Drive(self._seat, saga_id, job, gated=gated)
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        drive = Drive(self._seat, saga_id, job, loop, gated=gated)
         drive.start = start  # at once: another start of this id may come before its task has begun
         self._drives[saga_id] = drive
-        drive.task = asyncio.get_running_loop().create_task(drive.main(start), name=f"saga {saga_id}")
-        drive.task.add_done_callback(lambda _: self._forget(drive))
+        name = f"saga {saga_id if start is None else start.saga_id}"
+        drive.task = loop.create_task(drive.main(start), name=name)
+        drive.task.add_done_callback(partial(self._forget, drive))
         return drive
 
-    def _forget(self, drive: Drive) -> None:
+    def _forget(self, drive: Drive, _: asyncio.Task[None]) -> None:
         saga_id = drive.saga_id
         if self._drives.get(saga_id) is drive:  # else another one follows it already
             del self._drives[saga_id]

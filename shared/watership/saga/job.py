@@ -52,16 +52,18 @@ class Job:
 
 @value
 class Start:
-    """A saga that is to be made if it is not there yet."""
+    """A saga that is to be made if it is not there yet. ``saga_id``: in words, as the machine has it."""
 
+    saga_id: str
     context: dict[str, Any]
     input_hash: str
 
     @classmethod
     def of(cls, name: str, context: dict[str, Any], saga_id: UUID) -> Start:
         """Checks the context and its size. Raises `InvalidPayload` or `LimitExceeded`."""
-        codec.encode_context(context, what=f"saga {name} {saga_id}: the context")
-        return cls(context, codec.input_hash(name, context))
+        words = str(saga_id)
+        codec.encode_context(context, what=f"saga {name} {words}: the context")
+        return cls(words, context, codec.input_hash(name, context))
 
     # Law 11: the same id and input is the same saga; anything else is a conflict.
     def check_same(self, record: SagaRecord, name: str) -> None:

@@ -16,9 +16,9 @@ from watership.machine.state import Failure, Outcome, SagaState
 
 def within_limits(plan: Plan | None, state: SagaState, event: e.Event) -> e.Event:
     """The event as the machine may have it: a signal whose data has no room does not fit; a reply's changes go unkept."""
-    if isinstance(event, e.SignalReceived) and plan is not None:
-        return _signal(plan, state, event)
-    return _reply(state, event) if isinstance(event, e.StepReplied) else event
+    if isinstance(event, e.StepReplied):
+        return _reply(state, event) if event.patch else event
+    return _signal(plan, state, event) if isinstance(event, e.SignalReceived) and plan is not None else event
 
 
 def _signal(plan: Plan, state: SagaState, event: e.SignalReceived) -> e.SignalReceived:
@@ -31,8 +31,7 @@ def _signal(plan: Plan, state: SagaState, event: e.SignalReceived) -> e.SignalRe
 
 def _reply(state: SagaState, event: e.StepReplied) -> e.StepReplied:
     """The step may have acted, and its changes cannot be kept: unknown, so undone (law 5)."""
-    if not event.patch:
-        return event
+    assert event.patch is not None, "what changes nothing has room"
     over = codec.over_the_limit(state.context, event.patch, what=f"saga {state.saga_id}, step {event.step}")
     if over is None:
         return event

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, Generic, Self, TypeVar, get_args, get_type_hints
+from uuid import UUID
 
 import pydantic
 from pydantic_core import PydanticSerializationError
@@ -38,13 +42,18 @@ _T = TypeVar("_T")
 class Shape(Generic[_T]):
     """How one context class maps to JSON. Fields that the class does not name pass through untouched elsewhere."""
 
-    __slots__ = ("_adapter", "_fields", "cls", "fields")
+    __slots__ = ("_adapter", "_fields", "_in_dict", "_last", "_may_copy", "cls", "fields")
 
     def __init__(self, cls: type[_T]) -> None:
         self.cls = cls
         self._fields: dict[str, pydantic.TypeAdapter[Any]] = {}
+        self._in_dict = True  # its attributes are all that it has
+        self._last: tuple[Mapping[str, Any], dict[str, Any]] | None = None  # data that was loaded, and what that gave
+        # Whether a copy of its attributes is all that loading it again would give.
+        self._may_copy = not hasattr(cls, "__post_init__") and not hasattr(cls, "__pydantic_validator__")
         if isinstance(cls, type) and issubclass(cls, pydantic.BaseModel):
             self.fields = frozenset(cls.model_fields)
+            self._in_dict = cls.model_config.get("extra") != "allow" and not cls.__private_attributes__
         elif dataclasses.is_dataclass(cls):
             self.fields = frozenset(field.name for field in dataclasses.fields(cls))
             _check_is_decorated(cls)
@@ -113,6 +122,36 @@ class Shape(Generic[_T]):
             name for name in found.keys() - self.fields if not name.startswith("_") and not hasattr(self.cls, name)
         )
 
+    def load_still(self, data: Mapping[str, Any]) -> tuple[_T, dict[str, Any] | None]:
+        """The same as `load`, with what `still` gives of it.
+
+        Most steps change nothing, so that the next one loads the very same data: it gets a copy of what that gave. So
+        ``data`` must be what nobody changes in place, as the context in a saga's state.
+        """
+        last = self._last
+        if last is not None and last[0] is data:
+            copied = self.cls.__new__(self.cls)
+            copied.__dict__.update(last[1])
+            return copied, last[1]
+        loaded = self.load(data)
+        still = self.still(loaded)
+        self._last = (data, still) if still is not None and self._may_copy else None
+        return loaded, still
+
+    def still(self, context: _T) -> dict[str, Any] | None:
+        """What the context holds, if that can only be changed by setting an attribute of it, and each one is a field."""
+        held: dict[str, Any] | None = getattr(context, "__dict__", None) if self._in_dict else None
+        if held is None or len(held) != len(self.fields) or not self.fields.issuperset(held):
+            return None
+        return held.copy() if _STILL.issuperset(map(type, held.values())) else None
+
+    def as_it_was(self, context: _T, still: Mapping[str, Any]) -> _T:
+        """A context that holds what `still` gave of this one."""
+        was = copy.copy(context)
+        was.__dict__.clear()
+        was.__dict__.update(still)
+        return was
+
     def _field(self, name: str) -> pydantic.TypeAdapter[Any]:
         adapter = self._fields.get(name)
         if adapter is None:
@@ -145,6 +184,10 @@ def _sentence(error: pydantic.ValidationError) -> str:
 
 
 _NONE: frozenset[str] = frozenset()
+# What nobody can change once it is made; of these very types, since a subclass may have more to it.
+_STILL: frozenset[type] = frozenset(
+    {type(None), bool, int, float, str, bytes, Decimal, UUID, datetime, date, time, timedelta}
+)
 _shapes: dict[Any, Shape[Any]] = {}
 
 

@@ -13,7 +13,7 @@ from watership.saga.compile import Definition
 from watership.saga.models import ContextT, shape_of
 from watership.saga.run import response_from_data
 from watership.saga.step import Remote, SagaStepResult, declared_types
-from watership.saga.watch import SagaWatch, StepDone
+from watership.saga.watch import SagaEnd, SagaWatch, StepDone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,16 @@ def signals_between(definition: Definition, before: dict[str, Any], after: dict[
     return {field: after[field] for field in fields if field in after and before.get(field) != after[field]}
 
 
+async def _end_within(watch: SagaWatch, timeout_s: float) -> SagaEnd:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await watch.end()
+    except TimeoutError as error:
+        raise ResultTimeout(
+            f"saga {watch.saga_id} has not ended within {timeout_s} s; it goes on: ask again with result(saga_id)"
+        ) from error
+
+
 async def result_of(
     watch: SagaWatch,
     definitions: Definition | dict[str, Definition],
@@ -68,13 +78,7 @@ async def result_of(
     context_type: type[Any] | None,
 ) -> SagaResult[Any]:
     """Waits for a saga's end, at most ``timeout_s``. ``definitions``: its own, or all that it may be of, by name."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            end = await watch.end()
-    except TimeoutError as error:
-        raise ResultTimeout(
-            f"saga {watch.saga_id} has not ended within {timeout_s} s; it goes on: ask again with result(saga_id)"
-        ) from error
+    end = await (watch.end() if timeout_s is None else _end_within(watch, timeout_s))
     definition = definitions if isinstance(definitions, Definition) else definitions.get(end.name)
     if definition is None:
         raise UnknownSaga(f"saga {watch.saga_id} belongs to {end.name}, and no saga of that name is bound here")
@@ -83,7 +87,7 @@ async def result_of(
         saga_id=watch.saga_id,
         name=definition.plan.saga,
         status=end.status,
-        context=shape_of(context_type or definition.context_type).load(end.context),
+        context=shape_of(context_type or definition.context_type).load_still(end.context)[0],
         failed_step=failure.step if failure is not None else None,
         error=end.exception(watch.saga_id),
         parked_reason=end.parked_reason,

@@ -60,8 +60,9 @@ class Block:
 class HandlerRun:
     """What is known of the run that a handler is in.
 
-    ``before``: the context as the run found it, as JSON data of its class; ``whole``: all of it, with the fields that this
-    class does not have; ``strays``: attributes that are no fields, and were there before. ``acted``: the saga's log has the
+    ``whole``: the context as the run found it, with the fields that this class does not have; ``before``: the same, as JSON
+    data of its class, where that had to be written down at once; ``still``: what the context held then, if nothing of it
+    could be changed in place; ``strays``: attributes that are no fields, and were there before. ``acted``: the saga's log has the
     act as done, so that what it changed is in the context. ``block_error``: what the last block that failed did so by; another
     may be there since.
     """
@@ -69,13 +70,30 @@ class HandlerRun:
     step: StepRun
     context: Any
     shape: Shape[Any]
-    before: dict[str, Any]
     whole: Mapping[str, Any]
+    still: dict[str, Any] | None
+    before: dict[str, Any] | None = None
     acted: bool = False
     strays: frozenset[str] = frozenset()
     block: Block | None = None
     block_error: BaseException | None = None
     handled: AlreadyHandled | None = None
+
+    @classmethod
+    def of(
+        cls,
+        step: StepRun,
+        context: Any,
+        shape: Shape[Any],
+        whole: Mapping[str, Any],
+        still: dict[str, Any] | None,
+        *,
+        acted: bool = False,
+    ) -> HandlerRun:
+        """A run that begins with this context. Raises `InvalidPayload` if it cannot be written as JSON."""
+        if still is not None:
+            return cls(step, context, shape, whole, still, None, acted)
+        return cls(step, context, shape, whole, None, shape.dump(context), acted, shape.strays(context))
 
     @property
     def where(self) -> str:
@@ -97,6 +115,10 @@ class HandlerRun:
 
     def patch(self) -> dict[str, Any]:
         """What the run changed so far. Raises `InvalidPayload` or `LimitExceeded` if it could not be kept."""
+        if self.still is not None and self.context.__dict__ == self.still:
+            return {}  # which most steps do: neither context is written down then
+        if self.before is None:
+            self.before = self.shape.dump(self.shape.as_it_was(self.context, self.still or {}))
         strays = self.shape.strays(self.context)
         if strays and (strays := strays - self.strays):
             raise InvalidPayload(

@@ -13,10 +13,10 @@ from watership import codec
 from watership.errors import StartRejected
 from watership.execution import Command, Execution, execute
 from watership.machine import events as e
-from watership.machine.state import Action, Outcome, SagaState
+from watership.machine.state import COMPENSATE, DONE, Action, SagaState
 from watership.saga.job import Job, LetGo
 from watership.saga.storage.protocol import SagaStorage
-from watership.stepping import in_context
+from watership.stepping import Begun, begin
 from watership.values import value
 
 log = logging.getLogger("watership.driver")
@@ -37,11 +37,42 @@ class Happening:
     answer: asyncio.Future[str | None] | None = None
 
 
+class Wake:
+    """An `asyncio.Event`, but that it is made when somebody waits for it: few sagas ever do."""
+
+    __slots__ = ("_event", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._event: asyncio.Event | None = None
+
+    def set(self) -> None:
+        """See `asyncio.Event.set`."""
+        self.is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    def clear(self) -> None:
+        """See `asyncio.Event.clear`."""
+        self.is_set = False
+        if self._event is not None:
+            self._event.clear()
+
+    @property
+    def event(self) -> asyncio.Event:
+        """To be waited for."""
+        if self._event is None:
+            self._event = asyncio.Event()
+            if self.is_set:
+                self._event.set()
+        return self._event
+
+
 class Runs:
     """Begins them, and gives each one's outcome once. ``wake`` is set when one has ended."""
 
-    def __init__(self, wake: asyncio.Event) -> None:
-        self._wake = wake
+    def __init__(self) -> None:
+        self.wake = Wake()
         self._tasks: dict[tuple[str, Action], asyncio.Task[Happening]] = {}
         self._here: tuple[str, Action] | None = None  # one that runs in the task that looks after all
         self._call_deputy: Callable[[], None] | None = None  # as long as nobody else looks after them meanwhile
@@ -57,16 +88,13 @@ class Runs:
         """Starts one."""
         task = asyncio.get_running_loop().create_task(work, name=f"{action} {step}")
         self._tasks[step, action] = task
-        task.add_done_callback(lambda _: self._wake.set())
+        task.add_done_callback(lambda _: self.wake.set())
 
     async def here(
-        self,
-        step: str,
-        action: Action,
-        work: Coroutine[Any, Any, Happening],
-        look_after: Callable[[], Coroutine[Any, Any, bool]],
-    ) -> tuple[Happening, asyncio.Task[bool] | None]:
-        """Runs in the caller's own task what has no other beside it: a task for each step was a fifth of a saga's cost.
+        self, step: str, action: Action, begun: Begun, look_after: Callable[[], Coroutine[Any, Any, bool]]
+    ) -> tuple[Execution, asyncio.Task[bool] | None]:
+        """Goes on, in the caller's own task, with a run that has no other beside it: a task for each step was a fifth of a
+        saga's cost.
 
         If something is to be looked at meanwhile (`rouse`), ``look_after`` goes on with the caller's loop in a task, which is
         given back with what the run came to: the deputy, from then on.
@@ -79,7 +107,9 @@ class Runs:
 
         self._here, self._call_deputy = (step, action), call_deputy
         try:
-            done = await in_context(work, copy_context())
+            if self.wake.is_set:
+                call_deputy()  # it was roused by what the run did before it first waited
+            done = await begun
         except BaseException:
             for deputy in deputies:
                 deputy.cancel()
@@ -93,7 +123,7 @@ class Runs:
 
     def rouse(self) -> None:
         """There is something to look at. If the task that does is in a run, another one is called."""
-        self._wake.set()
+        self.wake.set()
         if self._call_deputy is not None:
             self._call_deputy()
 
@@ -148,31 +178,40 @@ async def keep_unrecorded(storage: SagaStorage, saga_id: uuid.UUID, happenings: 
             log.exception("saga %s: its ledger could not be written", saga_id)
 
 
-async def run_action(
-    job: Job, saga_id: uuid.UUID, state: SagaState, name: str, action: Action, *, timeout_ms: int, now_ms: int
-) -> Happening:
-    """Runs what the saga awaits of one step, and says what came of it."""
-    hands = job.hands(name)
+def command_for(saga_id: uuid.UUID, state: SagaState, name: str, action: Action, timeout_ms: int) -> Command:
+    """What a saga that stands so awaits of one of its steps."""
     step = state.steps[name]
-    attempt = step.of(action).attempt
-    if hands is None:
-        refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1)
-        return Happening(refused, f"not_served:{name}:{action}:{attempt}")
-    command = Command(
-        saga_id=saga_id,
-        saga=state.name,
-        step=name,
-        action=action,
-        attempt=attempt,
-        idempotency_key=state.key_of(name, action),
-        context=state.context_for(name, action),
-        timeout_ms=timeout_ms,
-        generation=step.generation if action is Action.COMPENSATE else 1,
-        acted=step.act.outcome is Outcome.DONE,
+    return Command(
+        saga_id,
+        state.name,
+        name,
+        action,
+        step.of(action).attempt,
+        state.key_of(name, action),
+        state.context if step.own is None else state.context_for(name, action),
+        timeout_ms,
+        step.generation if action is COMPENSATE else 1,
+        step.act.outcome is DONE,
     )
-    done = await execute(command, hands)
-    if done.misfit is not None:
-        refused = e.StepNotServed(name, action, attempt, now_ms, refusals_max=1, reason=done.misfit)
+
+
+async def run_command(job: Job, command: Command, now_ms: Callable[[], int]) -> Happening:
+    """Runs it, and says what came of it."""
+    hands = job.hands(command.step)
+    return came_of(command, await execute(command, hands) if hands is not None else None, now_ms)
+
+
+def begin_command(job: Job, command: Command, loop: asyncio.AbstractEventLoop) -> Any:
+    """Runs it up to where it first waits: what it came to, or a `Begun`; None: this process has no such step."""
+    hands = job.hands(command.step)
+    return begin(execute(command, hands, loop=loop), copy_context()) if hands is not None else None
+
+
+def came_of(command: Command, done: Execution | None, now_ms: Callable[[], int]) -> Happening:
+    """What has happened by a run."""
+    name, action, attempt = command.step, command.action, command.attempt
+    if done is None or done.misfit is not None:
+        reason = done.misfit if done is not None else None
+        refused = e.StepNotServed(name, action, attempt, now_ms(), refusals_max=1, reason=reason)
         return Happening(refused, f"not_served:{name}:{action}:{attempt}")
-    reply = done.event(name, action, attempt)
-    return Happening(reply, f"reply:{name}:{action}:{attempt}:{done.run}", done)
+    return Happening(done.event(name, action, attempt), f"reply:{name}:{action}:{attempt}:{done.run}", done)

@@ -8,8 +8,8 @@ from typing import Any
 
 from watership.machine import events as e
 from watership.machine.apply import apply
-from watership.machine.changes import CompensationBegan
-from watership.machine.effects import NotifyStep, effects_of
+from watership.machine.changes import CompensationBegan, Replied, Verified
+from watership.machine.effects import tells_step
 from watership.machine.react import Reaction
 from watership.machine.state import SagaState
 from watership.saga.runs import Happening
@@ -27,27 +27,25 @@ class Teller:
         self._saga_id = saga_id
         self._watch = watch
         self._error: Exception | None = None
-        self._errors: dict[str, Exception] = {}  # by step: what its act raised last
+        self._errors: dict[str, Exception] | None = None  # by step: what its act raised last
 
     def tell(self, reaction: Reaction, happening: Happening) -> None:
         """Tells what a transition means to the watchers. It is on record."""
         execution, event = happening.execution, happening.event
-        own = event if execution is not None and isinstance(event, e.StepReplied) else None
+        own = event.step if execution is not None and isinstance(event, e.StepReplied) else None
         if own is not None and execution is not None and execution.error is not None:
-            self._errors[own.step] = execution.error
+            self._errors = {**(self._errors or {}), own: execution.error}
         for change in reaction.changes:
-            if isinstance(change, CompensationBegan) and change.failure is not None:
-                self._error = self._errors.get(change.failure.step or "")
-        for effect in reaction.effects:
-            if isinstance(effect, NotifyStep):
-                ours = own is not None and own.step == effect.step and execution is not None
-                result = execution.result if ours and execution is not None else None
-                self._tell_step(effect, reaction.state, result)
+            if tells_step(change):
+                result = execution.result if execution is not None and own == change.step else None
+                self._tell_step(reaction.seq, change, reaction.state, result)
+            elif type(change) is CompensationBegan and change.failure is not None:
+                self._error = (self._errors or {}).get(change.failure.step or "")
 
-    def _tell_step(self, effect: NotifyStep, state: SagaState, result: SagaStepResult[Any, Any] | None = None) -> None:
-        self._watch.step_done(
-            StepDone(effect.seq, effect.step, effect.response, effect.patch or {}, state.context, result)
-        )
+    def _tell_step(
+        self, seq: int, change: Replied | Verified, state: SagaState, result: SagaStepResult[Any, Any] | None = None
+    ) -> None:
+        self._watch.step_done(StepDone(seq, change.step, change.response, change.patch or {}, state.context, result))
 
     def end(self, state: SagaState) -> None:
         """Tells how it ended, or that it is parked."""
@@ -63,6 +61,6 @@ class Teller:
         for entry in await storage.history(self._saga_id):
             for change in entry.changes:
                 apply(state, change)
-            for effect in effects_of(entry.seq, entry.changes):
-                if isinstance(effect, NotifyStep):
-                    self._tell_step(effect, state)
+            for change in entry.changes:
+                if tells_step(change):
+                    self._tell_step(entry.seq, change, state)

@@ -67,12 +67,11 @@ class SagaWatch:
 
     def __init__(self, saga_id: uuid.UUID) -> None:
         self.saga_id = saga_id
-        self._done: list[StepDone] = []
-        self._seqs: set[int] = set()
+        self._done: dict[int, StepDone] = {}  # by the number of the log entry
         self._begun = False
         self._end: SagaEnd | None = None
         self._lost: BaseException | None = None
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[None]] | None = None
 
     def begins(self) -> None:
         """The saga exists, for certain."""
@@ -82,10 +81,10 @@ class SagaWatch:
 
     def step_done(self, done: StepDone) -> None:
         """Adds a step, unless it was seen: progress may be told more than once."""
-        if done.seq not in self._seqs:
-            self._seqs.add(done.seq)
-            self._done.append(done)
-            self._tell()
+        if done.seq not in self._done:
+            self._done[done.seq] = done
+            if self._waiting:
+                self._tell()
 
     def ended(self, end: SagaEnd) -> None:
         """The saga ended, or is parked."""
@@ -110,7 +109,7 @@ class SagaWatch:
     @property
     def names_seen(self) -> set[str]:
         """The names of the done steps that were seen."""
-        return {done.step for done in self._done}
+        return {done.step for done in self._done.values()}
 
     @property
     def over(self) -> bool:
@@ -118,15 +117,17 @@ class SagaWatch:
         return self._end is not None or self._lost is not None
 
     def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for watcher in waiting:
+        waiting, self._waiting = self._waiting, None
+        for watcher in waiting or ():
             if not watcher.done():
                 watcher.set_result(None)
 
-    async def _news(self) -> None:
+    def _news(self) -> asyncio.Future[None]:
         watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._waiting is None:
+            self._waiting = []
         self._waiting.append(watcher)
-        await watcher
+        return watcher
 
     async def begun(self) -> None:
         """Waits until the saga exists for certain. Raises what made watching fail before."""
@@ -140,8 +141,9 @@ class SagaWatch:
         seen = 0
         while True:
             while seen < len(self._done):
-                seen += 1
-                yield self._done[seen - 1]
+                for done in list(self._done.values())[seen:]:
+                    seen += 1
+                    yield done
             if self._lost is not None:
                 raise self._lost
             if self._end is not None:

@@ -23,7 +23,7 @@ from watership.machine.changes import (
     failure_from_data,
     failure_to_data,
 )
-from watership.machine.state import Action, ActionState, Outcome, Phase, SagaState, Status, StepState
+from watership.machine.state import TERMINAL, Action, ActionState, Outcome, Phase, SagaState, Status, StepState
 from watership.saga.storage.protocol import Lease, LogEntry, SagaLogEntry, SagaStepStatus
 
 # An action is written as the list of its values, in this order; one that was never touched is left out.
@@ -104,12 +104,14 @@ def current_step(state: SagaState) -> str | None:
 
 def ended(state: SagaState) -> bool:
     """Whether nobody need look at the saga again: it is over, and no late act is being undone."""
-    return state.status.terminal and state.due_at_ms is None
+    return state.status in TERMINAL and state.due_at_ms is None
 
 
 def seq_before(state: SagaState, entries: Sequence[LogEntry]) -> int:
     """Where the log stood when ``entries`` were decided. Raises `ValueError` if they do not lead to ``state``."""
     seq = before = state.seq - len(entries)
+    if len(entries) == 1 and entries[0].seq == state.seq:
+        return before
     for entry in entries:
         seq += 1
         if entry.seq != seq:
