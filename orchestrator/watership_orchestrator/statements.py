@@ -84,16 +84,17 @@ WRITE = sa.text(
 )
 # The same for sagas that nobody has read, decided on what they were when they had this version: written only where they
 # have it still, where nobody is at them, and at the time that they were decided for. `xmin` names the transaction that
-# wrote a row last, whoever that was, and whatever of it: locks leave it alone.
+# wrote a row last, whoever that was, and whatever of it: locks leave it alone. `IS TRUE` has the ids looked up in a hash:
+# as a join, each would be compared with every other.
 ADVANCE = sa.text(
     f"WITH clock AS MATERIALIZED (SELECT {_NOW_MS} AS now_ms), "  # noqa: S608
     "same AS MATERIALIZED (SELECT s.saga_id FROM watership_saga s "
     "JOIN unnest(CAST(:saga_id AS uuid[]), CAST(:row_version AS xid[])) AS v(saga_id, version) ON s.saga_id = v.saga_id "
     "WHERE s.xmin = v.version AND abs((SELECT now_ms FROM clock) - CAST(:now_ms AS bigint)) <= CAST(:off_by_ms AS bigint) "
     "FOR UPDATE OF s SKIP LOCKED), "
-    f"moved AS ({_MOVED} WHERE s.saga_id = u.saga_id AND s.saga_id IN (SELECT saga_id FROM same) "
+    f"moved AS ({_MOVED} WHERE s.saga_id = u.saga_id AND (u.saga_id IN (SELECT saga_id FROM same)) IS TRUE "
     "RETURNING s.saga_id), "
-    f"logged AS ({_LOGGED} WHERE l.saga_id IN (SELECT saga_id FROM same)) "
+    f"logged AS ({_LOGGED} WHERE (l.saga_id IN (SELECT saga_id FROM same)) IS TRUE) "
     "SELECT saga_id, now_ms, CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS version "
     "FROM clock LEFT JOIN moved ON true"
 )

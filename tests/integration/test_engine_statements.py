@@ -176,6 +176,7 @@ async def test_what_a_batch_reads_and_writes_is_found_by_the_key(watched: Watche
         plan = await watched.plan_of(one, number, mode)
         assert "Seq Scan on watership_" not in plan, plan
         assert "watership_saga_newest" not in plan, plan
+        assert "CTE Scan on same" not in plan or plan.count("hashed SubPlan") == 2, "each saga is compared with each"
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
