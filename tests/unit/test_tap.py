@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pamqp.frame
 import pytest
-from aiormq import spec
+from aiormq import Channel, spec
+from aiormq.abc import ChannelFrame
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.body import ContentBody
@@ -187,3 +191,15 @@ def test_a_body_in_many_frames_that_come_byte_by_byte() -> None:
     for byte in delivery(body=body):
         seen.tap.data_received(bytes([byte]))
     assert (seen.told, seen.fed) == ([told(body=body)], [])
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_is_sent_goes_behind_what_the_library_has_to_write(waits: bool) -> None:
+    written: list[bytes] = []
+    channel = SimpleNamespace(write_queue=asyncio.Queue())
+    tap = Tap(lambda _: None, lambda: 0.0, written.append)
+    if waits:
+        channel.write_queue.put_nowait(ChannelFrame(payload=b"first", should_close=False))
+    await tap.send(cast("Channel", channel), b"second")
+    queued = [channel.write_queue.get_nowait().payload for _ in range(channel.write_queue.qsize())]
+    assert (written, queued) == (([], [b"first", b"second"]) if waits else ([b"second"], []))

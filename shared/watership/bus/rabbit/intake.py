@@ -10,7 +10,7 @@ from typing import Any
 
 import pamqp.frame
 from aiormq import Channel, spec
-from aiormq.abc import AbstractConnection, ChannelFrame
+from aiormq.abc import AbstractConnection
 from aiormq.exceptions import AMQPChannelError
 
 from watership.bus.protocol import Delivery
@@ -23,8 +23,8 @@ from watership.errors import BrokerUnavailable
 class Intake:
     """A channel with one consumer. When either is gone it is done with: another takes its place."""
 
-    def __init__(self, channel: Channel, queue: str, receive: Callable[[Delivery], None]) -> None:
-        self._channel, self._queue, self._receive = channel, queue, receive
+    def __init__(self, channel: Channel, tap: Tap, queue: str, receive: Callable[[Delivery], None]) -> None:
+        self._channel, self._tap, self._queue, self._receive = channel, tap, queue, receive
         self._tag = ""
         self._unacked: dict[int, None] = {}  # in the order of delivery
         self._is_consuming = False
@@ -46,7 +46,7 @@ class Intake:
         opening = connection.channel(publisher_confirms=False, frame_buffer_size=0)
         channel = await bounded(opening, timeout_s, f"a channel for queue {queue}")
         assert isinstance(channel, Channel)
-        intake = cls(channel, queue, receive)
+        intake = cls(channel, tap, queue, receive)
         deliveries = Deliveries(intake._on_message)
         tap.set(channel.number, deliveries)
         channel.closing.add_done_callback(lambda _: tap.unset(channel.number, deliveries))
@@ -98,7 +98,7 @@ class Intake:
             return
         for tag in tags:
             del self._unacked[tag]
-        await self._channel.write_queue.put(ChannelFrame(payload=frames, should_close=False))
+        await self._tap.send(self._channel, frames)
         if not self._unacked and not self._is_consuming:
             self._is_settled.set()
 

@@ -129,7 +129,7 @@ class _Wire(TransportFactory):
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, self._writer = await factory.create(url, **kwargs)
-        self.tap = Tap(reader.feed_data, asyncio.get_running_loop().time)
+        self.tap = Tap(reader.feed_data, asyncio.get_running_loop().time, self._writer.write)
         reader.feed_data = self.tap.data_received  # type: ignore[method-assign, assignment]
         return reader, self._writer
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 
 from aiormq import Channel
-from aiormq.abc import AbstractConnection, ChannelFrame
+from aiormq.abc import AbstractConnection
 from aiormq.exceptions import AMQPChannelError
 
 from watership.bus.protocol import Fate, Message
@@ -131,7 +131,7 @@ class Publisher:
             position += 1
         if payload:
             try:
-                await self._channel.write_queue.put(ChannelFrame(payload=bytes(payload), should_close=False))
+                await self._tap.send(self._channel, bytes(payload))
             except BaseException:  # the broker counts what it receives: the tags of what it never saw are used again
                 self._let_go(range(first_tag, self._tag + 1))
                 self._tag = first_tag - 1
