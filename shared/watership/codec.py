@@ -28,9 +28,21 @@ _SUSPECT = re.compile(rb"[0-9]{19}|\\u0000")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+_NESTED = (dict, list)
+
+
 def dumps(value: Any, *, default: Callable[[Any], Any] | None = None) -> bytes:
     """Compact JSON. ``value`` must have passed `check`, or be made of what did; ``default`` is asked for the rest."""
     return orjson.dumps(value, default=default)
+
+
+def copied(value: Any) -> Any:
+    """A copy of JSON data that shares nothing that could be changed in place."""
+    if type(value) is dict:
+        return {name: copied(item) if type(item) in _NESTED else item for name, item in value.items()}
+    if type(value) is list:
+        return [copied(item) if type(item) in _NESTED else item for item in value]
+    return value
 
 
 def loads(body: bytes | str) -> Any:

@@ -10,7 +10,7 @@ from tests.benchmarks.tables import number, table, times
 PEERS = {
     "cqrs-postgres-2-16": "python-cqrs on Postgres",
     "dbos-2-16": "DBOS",
-    "restate-2-16": "Restate",
+    "restate-2-32": "Restate",
     "celery-2": "a Celery chain that loses no task",
     "relay": "a bare aio-pika relay",
 }

@@ -28,7 +28,7 @@ BAR_NAMES = {
     FILLING.name: "Watership, distributed",
     "cqrs-postgres-2-16": "python-cqrs, Postgres, 2 processes",
     "dbos-2-16": "DBOS, 2 processes",
-    "restate-2-16": "Restate, 2 service processes",
+    "restate-2-32": "Restate, 2 service processes",
     "celery-2": "Celery chain, nothing lost",
     "celery-2-unsafe": "Celery chain, by default",
     "relay": "bare aio-pika relay",

@@ -32,8 +32,8 @@ SERIES = {
 FAILED = {"title": "Nobody", "settings": "none", "processes": 1, "failed": "celery is not installed in .venv-peers"}
 PEERS = {
     "on": "2026-01-31", "quick": False, "series": {"watership-2-1": SERIES, "dbos-2-16": SERIES, "celery-2": FAILED},
-    "ratios": {"cqrs-postgres-2-16": 8.0, "dbos-2-16": 3.0, "restate-2-16": 6.0, "celery-2": None, "relay": 2.5},
-    "goals": {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-16": 5.0, "celery-2": 5.0, "relay": 2.5},
+    "ratios": {"cqrs-postgres-2-16": 8.0, "dbos-2-16": 3.0, "restate-2-32": 6.0, "celery-2": None, "relay": 2.5},
+    "goals": {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-32": 5.0, "celery-2": 5.0, "relay": 2.5},
 }  # fmt: skip
 LATENCY = {
     "on": "2026-01-31", "quick": True, "at_rest": {"watership-run-1": SERIES, "dbos-1-1": FAILED}, "dbos_ratio": None,

@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import enum
 import uuid
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pydantic
 import pytest
 
+from watership import RetryPolicy, Saga, SagaMap, bootstrap
 from watership.container import PlainContainer
 from watership.execution import Command, Execution, Hands, execute
+from watership.machine.apply import fold
 from watership.machine.state import Action, Outcome
 from watership.saga.models import SagaContext, shape_of
-from watership.saga.step import SagaStepHandler
+from watership.saga.step import SagaStepHandler, SagaStepResult, StepEvent
+from watership.saga.storage.memory import MemorySagaStorage
 
 SAGA_ID = uuid.UUID(int=7)
 
@@ -166,3 +171,91 @@ def test_a_context_that_is_made_in_its_own_way_is_made_so_each_time() -> None:
     for _ in range(2):
         shape_of(Own).load_still(data)
     assert made == ["o-7", "o-7"]
+
+
+@dataclasses.dataclass
+class Priced(SagaContext):
+    price: Decimal = Decimal(10)
+    at: datetime = datetime(2026, 1, 1, 23, 30, tzinfo=UTC)
+    anything: Any = 1
+
+
+class PricedModel(pydantic.BaseModel):
+    price: Decimal = Decimal(10)
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "value", "written"),
+    [
+        (Priced, "price", Decimal("10.00"), "10.00"),
+        (PricedModel, "price", Decimal("10.00"), "10.00"),
+        (Priced, "at", datetime(2026, 1, 2, 1, 30, tzinfo=timezone(timedelta(hours=2))), "2026-01-02T01:30:00+02:00"),
+        (Priced, "anything", Decimal("1.00"), "1.00"),
+    ],
+)
+async def test_a_value_that_is_equal_and_is_written_otherwise_is_a_change(
+    cls: type[Any], field: str, value: Any, written: str
+) -> None:
+    run = await ran(cls, lambda context: setattr(context, field, value))
+    assert (run.outcome, run.patch) == (Outcome.DONE, {field: written})
+
+
+@dataclasses.dataclass
+class CopiesItself(Flat):
+    def __copy__(self) -> CopiesItself:
+        return self
+
+
+async def test_a_context_may_have_a_way_of_its_own_to_be_copied() -> None:
+    assert (await ran(CopiesItself, lambda context: setattr(context, "total", 2))).patch == {"total": 2}
+
+
+@dataclasses.dataclass
+class Loose(SagaContext):
+    meta: dict[str, Any] = dataclasses.field(default_factory=lambda: {"lines": []})
+
+
+async def test_what_a_failed_run_changed_in_place_is_not_in_the_saga(saga_storage: MemorySagaStorage) -> None:
+    seen: list[list[str]] = []
+
+    class Flaky(SagaStepHandler[Loose, Any]):
+        retry = RetryPolicy(max_attempts=2, delay_s=0.001)
+
+        async def act(self, context: Loose) -> None:
+            seen.append(list(context.meta["lines"]))
+            context.meta["lines"].append("paid")
+            if len(seen) == 1:
+                raise ValueError("no")
+
+    class LooseSaga(Saga[Loose]):
+        steps = [Flaky]
+
+    def bind(mapper: SagaMap) -> None:
+        mapper.bind(Loose, LooseSaga)
+
+    async with bootstrap(sagas_mapper=bind, saga_storage=saga_storage) as mediator:
+        assert (await mediator.run(Loose(), SAGA_ID)).context.meta == {"lines": ["paid"]}
+    assert seen == [[], []]
+    record = await saga_storage.load(SAGA_ID)
+    assert record is not None
+    folded = fold(str(SAGA_ID), (entry.changes for entry in await saga_storage.history(SAGA_ID)))
+    assert record.state.context == folded.context == {"meta": {"lines": ["paid"]}}
+
+
+@pytest.fixture
+def saga_storage() -> MemorySagaStorage:
+    return MemorySagaStorage()
+
+
+async def test_the_data_of_an_event_is_as_it_was_when_the_step_returned() -> None:
+    said = {"lines": ["a"]}
+
+    class Tells(SagaStepHandler[Flat, Any]):
+        async def act(self, context: Flat) -> SagaStepResult[Flat, Any]:
+            return self._generate_step_result(None, events=[StepEvent("told", said)])
+
+    data = shape_of(Flat).dump(Flat())
+    command = Command(SAGA_ID, "S", "Tells", Action.ACT, 1, "k", data, 5_000)
+    run = await execute(command, Hands(Tells, Flat, PlainContainer()))
+    said["lines"].append("b")
+    assert [event["data"] for event in run.events] == [{"lines": ["a"]}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
-from typing import Any
+from typing import Any, SupportsIndex
 
 MACHINE_VERSION = 2
 
@@ -97,6 +97,10 @@ class ActionState:
     outcome: Outcome | None = None
     due_at_ms: int | None = None
     run: str | None = None  # the run whose reply was applied last: tells a duplicate from another run
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """However a state is copied or pickled, `UNTOUCHED` stays what it is: who would touch it puts another in its place."""
+        return "UNTOUCHED" if self is UNTOUCHED else object.__reduce_ex__(self, protocol)
 
     def copy(self) -> ActionState:
         """An independent copy."""

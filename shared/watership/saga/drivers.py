@@ -67,7 +67,6 @@ class Drivers:
         self._jobs: dict[str, Job] = {}
         follow_every_ms = PAUSE_MS_MAX if alone else FOLLOW_EVERY_MS
         self._seat = Seat(storage, clock, storage.keeper(), follow_every_ms=follow_every_ms)
-        self._loop: asyncio.AbstractEventLoop | None = None  # the one in which all its drives are
         self._early = EarlySignals(self.take_early)
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -158,7 +157,7 @@ class Drivers:
         return drive if drive is not None and not drive.ended else self._launch(saga_id, job, None)
 
     def _launch(self, saga_id: uuid.UUID, job: Job, start: Start | None, *, gated: bool = False) -> Drive:
-        loop = self._loop = self._loop or asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         drive = Drive(self._seat, saga_id, job, loop, gated=gated)
         drive.start = start  # at once: another start of this id may come before its task has begun
         self._drives[saga_id] = drive
@@ -285,8 +284,8 @@ class EmbeddedRunner:
         self._clock = clock
         self._barrier = barrier
         self._jobs: dict[str, Job] = {}
-        self._met: Drivers | None = None  # those that it was with last, in the loop beside it
-        self._met_in: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        # Those that it was with last, and their loop: one value, since another thread may be here, too.
+        self._met: tuple[Drivers, weakref.ref[asyncio.AbstractEventLoop]] | None = None
 
     def bind(self, definitions: Iterable[Definition]) -> None:
         """The sagas that this process knows, and so can recover."""
@@ -300,13 +299,14 @@ class EmbeddedRunner:
 
     def _drivers(self) -> Drivers:
         loop = asyncio.get_running_loop()
-        if self._met is not None and not self._met.closed and self._met_in is not None and self._met_in() is loop:
-            return self._met
+        met = self._met
+        if met is not None and not met[0].closed and met[1]() is loop:
+            return met[0]
         drivers = drivers_for(self._storage, self._clock)
         drivers.used_by(self)
         for job in self._jobs.values():
             drivers.recover_in_background(job, every_s=self._recover_every_s)
-        self._met, self._met_in = drivers, weakref.ref(loop)
+        self._met = drivers, weakref.ref(loop)
         return drivers
 
     async def start(

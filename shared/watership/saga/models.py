@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import operator
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -14,6 +15,7 @@ from uuid import UUID
 import pydantic
 from pydantic_core import PydanticSerializationError
 
+from watership import codec
 from watership.errors import DefinitionError, InvalidPayload
 
 
@@ -80,6 +82,7 @@ class Shape(Generic[_T]):
         known = (
             dict(data) if fields.issuperset(data) else {name: value for name, value in data.items() if name in fields}
         )
+        known = codec.copied(known)  # a handler may change in place what it is given
         try:
             loaded: _T = self._adapter.validator.validate_python(known, by_alias=False, by_name=True)
         except pydantic.ValidationError as error:
@@ -145,9 +148,14 @@ class Shape(Generic[_T]):
             return None
         return held.copy() if _STILL.issuperset(map(type, held.values())) else None
 
+    def is_as_it_was(self, context: _T, still: Mapping[str, Any]) -> bool:
+        """Whether it holds the very same values. What is equal may be written otherwise: 1 and True, 10 and 10.00."""
+        held = context.__dict__
+        return held.keys() == still.keys() and all(map(operator.is_, held.values(), still.values()))
+
     def as_it_was(self, context: _T, still: Mapping[str, Any]) -> _T:
         """A context that holds what `still` gave of this one."""
-        was = copy.copy(context)
+        was = copy.copy(context) if isinstance(context, pydantic.BaseModel) else object.__new__(type(context))
         was.__dict__.clear()
         was.__dict__.update(still)
         return was

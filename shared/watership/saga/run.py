@@ -115,7 +115,7 @@ class HandlerRun:
 
     def patch(self) -> dict[str, Any]:
         """What the run changed so far. Raises `InvalidPayload` or `LimitExceeded` if it could not be kept."""
-        if self.still is not None and self.context.__dict__ == self.still:
+        if self.still is not None and self.shape.is_as_it_was(self.context, self.still):
             return {}  # which most steps do: neither context is written down then
         if self.before is None:
             self.before = self.shape.dump(self.shape.as_it_was(self.context, self.still or {}))
@@ -167,7 +167,8 @@ class HandlerRun:
         for event in events:
             if not isinstance(event, StepEvent):
                 raise TypeError(f"{self.where}: an event is a {type(event).__name__}; make it a StepEvent(name, data)")
-            data = event.data.model_dump(mode="json") if isinstance(event.data, pydantic.BaseModel) else event.data
+            is_model = isinstance(event.data, pydantic.BaseModel)
+            data = event.data.model_dump(mode="json") if is_model else codec.copied(event.data)
             codec.encode_response(data, what=f"{self.where}: the event {event.name}")
             found.append({"name": event.name, "data": data})
         return tuple(found)

@@ -7,7 +7,7 @@ from tests.benchmarks.contenders import FILLING, celery, dbos, python_cqrs, rela
 
 TITLE = "Throughput, beside the peers"
 IS_LONG = False
-GOALS = {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-16": 5.0, "celery-2": 5.0, "relay": 2.5}
+GOALS = {"cqrs-postgres-2-16": 7.0, "dbos-2-16": 9.0, "restate-2-32": 5.0, "celery-2": 5.0, "relay": 2.5}
 
 
 def measure(bench: Bench) -> Data:
@@ -16,14 +16,14 @@ def measure(bench: Bench) -> Data:
         FILLING,
         python_cqrs("postgres", 2, 16),
         dbos(2, 16),
-        restate(2, 16),
+        restate(2, 32),
         celery(2),
         celery(2, is_safe=False),
         relay(),
     ]
     series = bench.interleaved(contenders)
     if not bench.is_quick:
-        others = [python_cqrs("postgres", 1, 16), python_cqrs("postgres", 3, 16), dbos(1, 16), restate(2, 32)]
+        others = [python_cqrs("postgres", 1, 16), python_cqrs("postgres", 3, 16), dbos(1, 16), restate(2, 16)]
         series |= bench.interleaved(others, rounds=1)
     ratios = {name: ratio(series[FILLING.name], series[name]) for name in GOALS}
     return {"series": series, "ratios": ratios, "goals": GOALS}

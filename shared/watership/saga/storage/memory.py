@@ -57,7 +57,7 @@ class _Row:
     def state(self, saga_id: uuid.UUID) -> SagaState:
         """The row's state, which shares nothing with the log that could be changed."""
         state = fold(str(saga_id), (entry.changes for entry in self.log))
-        state.context = _copied(state.context)
+        state.context = codec.copied(state.context)
         return state
 
 
@@ -302,14 +302,6 @@ def _unpacked(body: bytes) -> _Row:
     ]
     columns = (name, seq, Status(status), *others, entries)
     return _Row(*columns)
-
-
-def _copied(value: Any) -> Any:
-    if type(value) is dict:
-        return {name: _copied(item) for name, item in value.items()}
-    if type(value) is list:
-        return [_copied(item) for item in value]
-    return value
 
 
 def _summary(saga_id: uuid.UUID, row: _Row) -> SagaSummary:

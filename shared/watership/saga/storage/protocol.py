@@ -166,7 +166,8 @@ class SagaStorage(Protocol):
     ) -> Lease | None:
         """Writes a new saga with its first entry, and gives its lease (epoch 1). None: the id is taken, or a pruned one's.
 
-        Raises `SagaConflict` if it is taken by a saga that this store does not show: another namespace's.
+        ``state`` is its caller's, who leads it on after that: what is kept of it here is a copy. Raises `SagaConflict` if the id
+        is taken by a saga that this store does not show: another namespace's.
         """
 
     async def load(self, saga_id: uuid.UUID) -> SagaRecord | None:
@@ -178,7 +179,7 @@ class SagaStorage(Protocol):
     async def commit(self, lease: Lease, state: SagaState, entries: Sequence[LogEntry], *, release: bool) -> None:
         """Writes the row and the entries that lead to it, in one transaction. Raises `LeaseLost`; then nothing is written.
 
-        ``state.seq`` is the number of the last entry. ``release``: gives the lease up in the same write. A lease that
+        ``state`` is as in `create`; its ``seq`` is the number of the last entry. ``release``: gives the lease up in the same write. A lease that
         ran out and that nobody took still holds. Raises `ValueError` if the entries do not follow the log's newest.
         """
 
