@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from watership.messages import StepReply
 from watership_orchestrator.arrivals import Arrival, Plans
@@ -42,6 +42,11 @@ class Advancer:
         """The database's clock was just read."""
         self._time.was(now_ms, self._now_s())
 
+    def forget(self, saga_ids: Iterable[uuid.UUID]) -> None:
+        """Their rows are written by others."""
+        for saga_id in saga_ids:
+            self._sagas.forget(saga_id)
+
     def saw_written(self, judgements: Sequence[Judgement], version: int) -> None:
         """A transaction that wrote what these moved is committed."""
         for judgement in judgements:
@@ -63,6 +68,7 @@ class Advancer:
         try:
             plans = await self._plans.get({left.saga.state.plan_hash or "" for left in known.values()}, ())
         except Exception as error:  # noqa: BLE001 - whatever it is, the transaction will meet it too, and tell it
+            self.saw_trouble()
             log.debug("the plans of %d sagas are not at hand: %r", len(known), error)
             return None, arrivals
         judged = {}
@@ -98,6 +104,7 @@ class Advancer:
             for saga_id, j in judged.items()
             if j.state is not None
         ]
+        asked_s = self._now_s()  # it reads the clock first: what comes after, such as its commit, is not its age
         try:
             done = await self._store.advance(steps, now_ms)
         except Exception as error:  # noqa: BLE001 - told apart by the transaction: what is at fault here is so there
@@ -105,13 +112,19 @@ class Advancer:
             for saga_id in judged:
                 for arrival in groups[saga_id]:
                     arrival.in_doubt = arrival.in_doubt or is_passing(error)
-            log.debug("%d sagas are read again: %r", len(judged), error)
+            level = logging.DEBUG if is_passing(error) else logging.WARNING
+            log.log(
+                level,
+                "%d sagas are read, since they could not be written as they were remembered: %r",
+                len(judged),
+                error,
+            )
             return frozenset()
+        self._time.was(done.now_ms, asked_s)
         self._learn(done, judged)
         return done.sagas
 
     def _learn(self, done: Advanced, judged: dict[uuid.UUID, Judgement]) -> None:
-        self.saw_time(done.now_ms)
         for saga_id, judgement in judged.items():
             if saga_id in done.sagas:
                 self._sagas.keep(judgement, done.version)

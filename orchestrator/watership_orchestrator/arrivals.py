@@ -71,7 +71,7 @@ class Arrival:
     @property
     def starts_anew(self) -> bool:
         """As far as anybody knows, there is no such saga yet."""
-        return isinstance(self.message, StartSaga) and not self.again
+        return isinstance(self.message, StartSaga) and self.row is None and not self.again
 
     @property
     def again(self) -> bool:

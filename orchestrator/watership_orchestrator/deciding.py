@@ -31,6 +31,7 @@ log = logging.getLogger("watership.orchestrator")
 POISON_LOOK_MIN_MS = 10_000
 POISON_LOOK_MAX_MS = 3_600_000
 RETRIES_MAX = 8
+TAKEN_IDS_MAX = 10_000
 
 
 @dataclasses.dataclass(slots=True)
@@ -65,19 +66,25 @@ class Decider:
         self._now_s = now_s
         self._chance = chance
         self._advancer = Advancer(store, plans, now_s)
-        self._taken_ids: set[uuid.UUID] = set()  # of starts that come again at once: there are such sagas
+        self._taken_ids: set[uuid.UUID] = set()  # of starts that come again at once: they must be looked for
+
+    async def advance(self, arrivals: Sequence[Arrival]) -> tuple[Decided | None, Sequence[Arrival]]:
+        """Commits what can be decided without being read, if anything; and the arrivals that are left for `decide`."""
+        return await self._advancer.decide(arrivals)
+
+    def saw_trouble(self) -> None:
+        """The database failed elsewhere: whoever answers next may be another."""
+        self._advancer.saw_trouble()
+
+    def forget(self, saga_ids: Iterable[uuid.UUID]) -> None:
+        """Somebody writes these rows: what is remembered of them is not so any more."""
+        self._advancer.forget(saga_ids)
 
     async def decide(self, arrivals: Sequence[Arrival]) -> Decided:
-        """Commits the batch: what can be without being read, then the rest. Raises `StoreUnavailable`."""
-        first, left_over = await self._advancer.decide(arrivals)
-        if first is None:
-            return await self._decide(arrivals)
-        if left_over:
-            first.take_in(await self._decide(left_over))
-        return first
+        """Commits the batch in one transaction; if that does not go through, in halves, so that what is poisonous fails alone.
 
-    async def _decide(self, arrivals: Sequence[Arrival]) -> Decided:
-        """In one transaction; if it does not go through, in halves, so that what is poisonous fails alone."""
+        Raises `StoreUnavailable`.
+        """
         for attempt in range(1, RETRIES_MAX + 1):
             began_s = self._now_s()
             try:
@@ -99,8 +106,8 @@ class Decider:
                     raise unavailable(error) from error
                 await asyncio.sleep(self._chance.uniform(0, 0.05 * 2**attempt))
         half = len(groups) // 2
-        first = await self._decide([arrival for group in groups[:half] for arrival in group])
-        first.take_in(await self._decide([arrival for group in groups[half:] for arrival in group]))
+        first = await self.decide([arrival for group in groups[:half] for arrival in group])
+        first.take_in(await self.decide([arrival for group in groups[half:] for arrival in group]))
         return first
 
     async def due(self, limit: int) -> tuple[int, Decided | None]:
@@ -119,7 +126,7 @@ class Decider:
                 if not is_passing(error):
                     raise
                 raise unavailable(error) from error
-        return len(arrivals), await self._decide(arrivals)  # again, and with more patience
+        return len(arrivals), await self.decide(arrivals)  # again, and with more patience
 
     async def _alone(self, arrivals: Sequence[Arrival], error: Exception) -> _Work:
         """One saga's arrivals, with which no transaction goes through: backed off in one without them."""
@@ -154,7 +161,7 @@ class Decider:
             arrivals = [arrival for arrival in arrivals if arrival.row is None or arrival.row in held]
         work = _Work(by_saga(arrivals))
         groups, result = work.by_saga, work.result
-        stored = await self._read(batch, groups)
+        stored, unseen = await self._read(batch, groups)
         for saga_id, error in batch.broken.items():
             work.is_poison(saga_id, error)
         for saga_id in batch.newer:
@@ -165,6 +172,7 @@ class Decider:
             result.again.extend(groups.pop(saga_id))
         plans = await self._plans_for(stored.values(), arrivals)
         judgements = await self._judge_all(batch, work, stored, plans, tombstones)
+        judgements = self._only_made(judgements, work, unseen)
         judgements = await self._write(batch, judgements, work, plans)
         work.told.update(
             (arrival.row, judgement.told[id(arrival)])
@@ -178,21 +186,41 @@ class Decider:
         work.version = batch.version
         return work, judgements, plans
 
-    async def _read(self, batch: SagaBatch, groups: dict[uuid.UUID, list[Arrival]]) -> dict[uuid.UUID, StoredSaga]:
-        """The sagas, locked. One that is started is not looked for: whether it is there already, its insert tells."""
+    async def _read(
+        self, batch: SagaBatch, groups: dict[uuid.UUID, list[Arrival]]
+    ) -> tuple[dict[uuid.UUID, StoredSaga], set[uuid.UUID]]:
+        """The sagas, locked; and those that were not looked for, since they are started: their insert tells whether they
+        are there already.
+        """
         now_ms = self._advancer.now_ms()
-        ids = [
+        unseen = {
             saga_id
             for saga_id, group in groups.items()
-            if now_ms is None or not group[0].starts_anew or saga_id in self._taken_ids
-        ]
+            if now_ms is not None and len(group) == 1 and group[0].starts_anew and saga_id not in self._taken_ids
+        }
+        ids = groups.keys() - unseen
         if not ids and now_ms is not None:
             batch.suppose(now_ms)
-            return {}
+            return {}, unseen
         stored = await batch.lock(ids)
         self._advancer.saw_time(batch.now_ms)
         self._taken_ids.difference_update(ids)
-        return stored
+        return stored, unseen
+
+    def _only_made(self, judgements: list[Judgement], work: _Work, unseen: set[uuid.UUID]) -> list[Judgement]:
+        """Without the starts that make no saga, though none was looked for: of one that is there, that would not be so."""
+        made = {judgement.saga_id for judgement in judgements if judgement.is_new and judgement.state is not None}
+        unmade = unseen - made
+        for saga_id in unmade:
+            work.poison.pop(saga_id, None)
+            self._look_for(saga_id)
+            work.result.again.extend(work.by_saga.pop(saga_id, ()))
+        return [judgement for judgement in judgements if judgement.saga_id not in unmade]
+
+    def _look_for(self, saga_id: uuid.UUID) -> None:
+        if len(self._taken_ids) >= TAKEN_IDS_MAX:  # those of messages that somebody else has judged
+            self._taken_ids.clear()
+        self._taken_ids.add(saga_id)
 
     async def _unknown(
         self, batch: SagaBatch, work: _Work, stored: dict[uuid.UUID, StoredSaga]
@@ -289,7 +317,7 @@ class Decider:
             if tombstone is not None and tombstone.ours:
                 pruned.append(judge(saga_id, None, group, plans, batch.now_ms, tombstone=tombstone))
             elif tombstone is None and existing.get(saga_id, True):
-                self._taken_ids.add(saga_id)
+                self._look_for(saga_id)
                 work.result.again.extend(arrival for arrival in group if id(arrival) not in work.added)
             else:
                 await self._refuse_foreign(batch, group, work)

@@ -60,7 +60,32 @@ class Engine:
         self._turn = asyncio.Lock()
 
     async def process(self, arrivals: Sequence[Arrival]) -> BatchResult:
-        """Judges, commits, publishes. On return, each arrival that the result does not name may be acknowledged."""
+        """Judges, commits, publishes. On return, each arrival that the result does not name may be acknowledged.
+
+        What can be decided without being read is sent while the rest is: neither waits for the other, nor fails with it.
+        """
+        generation = self._bus.generation
+        first, left_over = await self._decider.advance(arrivals)
+        if first is None:
+            return await self._process_read(arrivals)
+        sent = [arrival for arrival in arrivals if arrival.saga_id in first.result.states]
+        parts = await asyncio.gather(
+            self._send(sent, first, generation),
+            self._process_read(left_over) if left_over else _nothing(),
+            return_exceptions=True,
+        )
+        result = BatchResult()
+        for part in parts:
+            if isinstance(part, BatchResult):
+                result.take_in(part)
+            elif isinstance(part, StoreUnavailable):  # they come again; what was sent must not
+                result.redeliver.extend(arrival for arrival in left_over if arrival.message is not None)
+            else:
+                raise part
+        return result
+
+    async def _process_read(self, arrivals: Sequence[Arrival]) -> BatchResult:
+        """What is decided by the transaction that reads it."""
         generation = self._bus.generation
         try:
             decided = await self._decider.decide(arrivals)
@@ -97,6 +122,7 @@ class Engine:
         except Exception as error:
             if not is_passing(error):
                 raise
+            self._decider.saw_trouble()
             # What is owed could not be marked: the messages must come again, or the reaper must look.
             log.warning("the database does not answer (%s): a batch of %d comes again", error, len(decided.judgements))
             return _all_again(arrivals)
@@ -147,6 +173,7 @@ class Engine:
             if item.command is not None or item.saga_id not in owing:
                 owing[item.saga_id] = _owed_reason(item, fate)
         moved: set[uuid.UUID] = set()
+        self._decider.forget([*owing, *unmade])  # their rows are written once more
         if owing:
             lines = [(saga_id, seqs[saga_id], reason) for saga_id, reason in owing.items()]
             moved = set(owing) - await self._store.owe(lines, wake_in_ms=OWED_RETRY_MS)
@@ -158,9 +185,14 @@ class Engine:
             for j in judgements
             if j.settles and j.saga_id in seqs and j.saga_id not in owing and j.saga_id not in unmade
         ]
+        self._decider.forget(saga_id for saga_id, _ in settled)
         if settled:
             await self._store.settle(settled)
         return moved
+
+
+async def _nothing() -> BatchResult:
+    return BatchResult()
 
 
 def _all_again(arrivals: Sequence[Arrival]) -> BatchResult:

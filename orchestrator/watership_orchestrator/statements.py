@@ -89,8 +89,8 @@ WRITE = sa.text(
 ADVANCE = sa.text(
     f"WITH clock AS MATERIALIZED (SELECT {_NOW_MS} AS now_ms), "  # noqa: S608
     "same AS MATERIALIZED (SELECT s.saga_id FROM watership_saga s "
-    "JOIN unnest(CAST(:saga_id AS uuid[]), CAST(:row_version AS xid[])) AS v(saga_id, version) ON s.saga_id = v.saga_id "
-    "WHERE s.xmin = v.version AND abs((SELECT now_ms FROM clock) - CAST(:now_ms AS bigint)) <= CAST(:off_by_ms AS bigint) "
+    "JOIN unnest(CAST(:saga_id AS uuid[]), CAST(:row_version AS xid[]), CAST(:row_seq AS int[])) AS v(saga_id, version, seq) "
+    "ON s.saga_id = v.saga_id WHERE s.xmin = v.version AND s.seq = v.seq AND abs((SELECT now_ms FROM clock) - CAST(:now_ms AS bigint)) <= CAST(:off_by_ms AS bigint) "
     "FOR UPDATE OF s SKIP LOCKED), "
     f"moved AS ({_MOVED} WHERE s.saga_id = u.saga_id AND (u.saga_id IN (SELECT saga_id FROM same)) IS TRUE "
     "RETURNING s.saga_id), "

@@ -222,7 +222,11 @@ class Store:
         rows = [step.row for step in steps]
         entries = [(step.row.saga_id, entry) for step in steps for entry in step.entries]
         values = _moves(rows, entries, now_ms, self.machine_version)
-        values.update(row_version=[step.version for step in steps], off_by_ms=CLOCK_OFF_BY_MS)
+        values.update(
+            row_version=[step.version for step in steps],
+            row_seq=[step.row.state.seq - len(step.entries) for step in steps],
+            off_by_ms=CLOCK_OFF_BY_MS,
+        )
         async with statement(self.engine) as connection:
             found = (await connection.execute(sql.ADVANCE, values)).all()
         sagas = frozenset(row.saga_id for row in found if row.saga_id is not None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from watership.machine.state import Status
 from watership_orchestrator.judged import Judgement
-from watership_orchestrator.remembered import DatabaseTime, Remembered
+from watership_orchestrator.remembered import TIME_KNOWN_S, DatabaseTime, Remembered
 
 from tests.support.engine_ground import saga
 
@@ -30,7 +30,7 @@ def test_the_one_written_longest_ago_is_forgotten_first() -> None:
 
 
 def test_contexts_are_bounded_all_together() -> None:
-    sagas = Remembered(context_bytes_max=1_000)
+    sagas = Remembered(bytes_max=1_000)
     for number in range(1, 5):
         sagas.keep(judged(number, context={"n": number, "much": "x" * 400}), 7)
     assert known(sagas, 1, 2, 3, 4) == [3, 4]
@@ -50,8 +50,15 @@ def test_what_has_ended_or_waits_for_a_person_is_forgotten() -> None:
         assert known(sagas, 1) == []
 
 
+def test_all_that_a_saga_holds_counts() -> None:
+    sagas = Remembered(bytes_max=1_000)
+    sagas.keep(judged(1, signals={"paid": "x" * 900}), 7)
+    sagas.keep(judged(2, context={"much": "x" * 900}), 7)
+    assert known(sagas, 1, 2) == [2]
+
+
 def test_all_is_forgotten_when_the_database_may_be_another() -> None:
-    sagas = Remembered(context_bytes_max=1_000)
+    sagas = Remembered(bytes_max=1_000)
     sagas.keep(judged(1, context={"much": "x" * 900}), 7)
     sagas.forget_all()
     sagas.keep(judged(2, context={"much": "x" * 900}), 7)
@@ -65,3 +72,4 @@ def test_the_databases_time_goes_on_between_two_readings() -> None:
     assert time.now_ms(5.25) == 1_250
     time.was(900, 6.0)
     assert time.now_ms(6.0) == 900
+    assert time.now_ms(6.0 + TIME_KNOWN_S + 1) is None

@@ -308,6 +308,9 @@ class MemoryStore(MemoryRows):
         try:
             clock_ms, versions = self._database.now_ms(), self._database.versions
             same = [step for step in steps if versions.get(step.row.saga_id) == step.version]
+            assert all(
+                self._database.sagas[step.row.saga_id]["seq"] == step.row.state.seq - len(step.entries) for step in same
+            ), "a row's version tells its seq, too: only where the database was replaced by another it may not"
             if abs(clock_ms - now_ms) > CLOCK_OFF_BY_MS:
                 same = []
             free = set(transaction.try_lock(sorted(step.row.saga_id for step in same)))
