@@ -22,7 +22,7 @@ SERVER_SETTINGS = {
     # each batch would only cost.
     "plan_cache_mode": "force_generic_plan",
     # And such a plan is kept: one that is made while a table is empty, as all are on the first day, would read the whole
-    # table ever after, until somebody analyzes it. Of a column that is null but in some rows the planner knows too little.
+    # table ever after, until somebody analyzes it. (And so no statement may need a hash join: see `statements.ADVANCE`.)
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",

@@ -1,4 +1,4 @@
-"""What became of a batch: what was judged and committed, what must come again, what is refused. Pure."""
+"""What became of a batch: what was judged and committed, what must come again, what is refused."""
 
 from __future__ import annotations
 

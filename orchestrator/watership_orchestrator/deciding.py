@@ -1,5 +1,7 @@
 """A batch of arrivals in one transaction: lock, judge, write, commit. What it sends is the engine's business.
 
+What is remembered well enough is decided before that, by its `Advancer`.
+
 What cannot be judged fails alone, and is looked at again later and later; it holds up no other.
 """
 

@@ -1,4 +1,4 @@
-"""The shell: a batch of arrivals -> one transaction -> publish -> what became of each. The judgement is elsewhere.
+"""The shell: a batch of arrivals -> decided and committed -> publish -> what became of each. The judgement is elsewhere.
 
 The order is the law (1): commit, then publish, then acknowledge. An unacknowledged message is the outbox of its
 transition; a transition without a message is owed in its row from the commit on, until the broker has confirmed.

@@ -85,7 +85,7 @@ WRITE = sa.text(
 # The same for sagas that nobody has read, decided on what they were when they had this version: written only where they
 # have it still, where nobody is at them, and at the time that they were decided for. `xmin` names the transaction that
 # wrote a row last, whoever that was, and whatever of it: locks leave it alone. `IS TRUE` has the ids looked up in a hash:
-# as a join, each would be compared with every other.
+# as a join, for which hashes are switched off (`database.SERVER_SETTINGS`), each would be compared with every other.
 ADVANCE = sa.text(
     f"WITH clock AS MATERIALIZED (SELECT {_NOW_MS} AS now_ms), "  # noqa: S608
     "same AS MATERIALIZED (SELECT s.saga_id FROM watership_saga s "

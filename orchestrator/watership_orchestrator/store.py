@@ -40,7 +40,7 @@ from watership_orchestrator.records import (
     WaitingStart,
 )
 
-CLOCK_OFF_BY_MS = 250
+CLOCK_OFF_BY_MS = 250  # no deadline is so near; and a clock that is not read for a minute drifts by a few milliseconds
 ANY_MS = 1 << 62
 XIDS = 1 << 32  # a row names the transaction that wrote it by so much of its number
 

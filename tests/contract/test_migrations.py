@@ -174,3 +174,18 @@ async def test_a_newer_schema_is_left_alone(empty_urls: tuple[str, str]) -> None
 async def test_a_database_in_memory_is_not_migrated() -> None:
     with pytest.raises(ConfigurationError, match="create_tables"):
         await migrations.upgrade("sqlite+aiosqlite://")
+
+
+async def test_the_last_steps_down_and_up_again_leave_the_same_tables(empty_urls: tuple[str, str]) -> None:
+    url, _ = empty_urls
+    await migrations.upgrade(url)
+    before = await inside(url, picture)
+
+    def down_and_up(connection: sa.Connection) -> None:
+        config = migrations._config(connection)
+        command.downgrade(config, "0002")
+        command.upgrade(config, "head")
+
+    await inside(url, down_and_up)
+    assert await inside(url, picture) == before
+    assert await migrations.check(url) == []

@@ -25,7 +25,7 @@ def with_sagas(**changes: object) -> Findings:
         (with_sagas(machine_busy=0.97), "the 4 cores of this machine limit it, busy for 97% of the time"),
         (with_sagas(busy={"orchestrator": 0.9, "worker": 0.95}), "the worker limits it, busy for 95%"),
         (with_sagas(busy={"this process": 0.99}), "this process limits it"),
-        (with_sagas(sagas_per_s=1_600), "the broker limits it: 20,000 messages a second"),
+        (with_sagas(sagas_per_s=9_000), "the broker limits it: 20,000 messages a second"),
         (
             dataclasses.replace(FOUND, database=DatabaseFindings(9.0, 20.0)),
             "the database limits it: a commit takes 9.0 ms",

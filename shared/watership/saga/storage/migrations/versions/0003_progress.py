@@ -23,5 +23,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Whoever waits for the end alone is told each step again, and passes it over."""
-    with op.batch_alter_table("watership_saga") as table:
-        table.drop_column("progress")
+    op.drop_column("watership_saga", "progress")
