@@ -68,11 +68,11 @@ class Engine:
         first, left_over = await self._decider.advance(arrivals)
         if first is None:
             return await self._process_read(arrivals)
+        if not left_over:
+            return await self._send(arrivals, first, generation)
         sent = [arrival for arrival in arrivals if arrival.saga_id in first.result.states]
         parts = await asyncio.gather(
-            self._send(sent, first, generation),
-            self._process_read(left_over) if left_over else _nothing(),
-            return_exceptions=True,
+            self._send(sent, first, generation), self._process_read(left_over), return_exceptions=True
         )
         result = BatchResult()
         for part in parts:
@@ -189,10 +189,6 @@ class Engine:
         if settled:
             await self._store.settle(settled)
         return moved
-
-
-async def _nothing() -> BatchResult:
-    return BatchResult()
 
 
 def _all_again(arrivals: Sequence[Arrival]) -> BatchResult:
