@@ -56,7 +56,7 @@ JUDGED: dict[str, type[StartSaga | StepReply | Signal | AdminRequest]] = {
 
 
 class Orchestrator:
-    """One of any number of orchestrators. It holds no saga between two batches."""
+    """One of any number of orchestrators. What it remembers of sagas between two batches, it does not believe."""
 
     def __init__(
         self,
