@@ -22,7 +22,7 @@ help: ## Say what there is
 	@echo "make test    everything, in about ten minutes, on a real RabbitMQ and a real PostgreSQL: found on this host, or brought up"
 	@echo "make test-containers   docker-compose.yml as it stands: needs a Docker engine with Compose v2"
 	@echo "make chaos   twenty minutes of all faults at once, on private servers: --minutes 5 --seed 7 --only broker"
-	@echo "make bench   us and our peers on this machine, in turn: writes docs/benchmarks.md, in twenty-five minutes"
+	@echo "make bench   us and our peers on this machine, in turn: writes docs/benchmarks.md, in thirty-five minutes"
 	@echo "make bench-quick   the same in four minutes, with fewer runs; it writes nothing"
 	@echo "make model   every order of events in a small model of the protocol, by spin: about five minutes"
 	@echo "make mutants breaks each law on purpose, in a copy, and sees that the simulation catches it: two minutes"
