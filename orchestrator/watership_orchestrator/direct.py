@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util.concurrency import greenlet_spawn
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]
 _NO_ROWS = SimpleResultMetaData(("nothing",))
@@ -63,16 +62,16 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[Direct]:
 @contextlib.asynccontextmanager
 async def statement(engine: AsyncEngine) -> AsyncIterator[Direct]:
     """Each statement is a transaction by itself: committed when it returns."""
-    connection = await engine.raw_connection()
-    driver = connection.driver_connection
-    assert driver is not None, "a connection that was just taken has one"
-    direct = Direct(driver)
-    try:
-        yield direct
-    finally:
-        # A BEGIN that failed may have begun a transaction all the same. The pool must not give that to anybody else.
-        is_sound = direct.is_begun and not driver.is_closed() and not driver.is_in_transaction()
-        await greenlet_spawn(connection.close if is_sound else connection.invalidate)
+    async with engine.connect() as connection:  # not `raw_connection`, whose errors are the driver's own
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None, "a connection that was just taken has one"
+        direct = Direct(driver)
+        try:
+            yield direct
+        finally:
+            # A BEGIN that failed may have begun a transaction all the same. The pool must not give that to anybody else.
+            if not direct.is_begun or driver.is_closed() or driver.is_in_transaction():
+                await connection.invalidate()
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from watership_orchestrator.database import is_passing, open_database
-from watership_orchestrator.direct import transaction
+from watership_orchestrator.direct import Direct, statement, transaction
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(60)]
 
@@ -72,3 +73,17 @@ async def test_after_a_begin_that_nobody_waited_for_the_next_one_is_committed(da
     other = open_database(str(database.url.render_as_string(hide_password=False)))
     assert await there(other) == [1, 2, 3]
     await other.dispose()
+
+
+@pytest.mark.parametrize("taken", [transaction, statement])
+async def test_a_database_that_takes_no_connection_is_told_as_sqlalchemy_tells_it(
+    database_url: str, taken: Callable[[AsyncEngine], AbstractAsyncContextManager[Direct]]
+) -> None:
+    """As of a server that is still starting: whoever asks must know it for a passing trouble."""
+    nowhere = open_database(
+        sa.make_url(database_url).set(database="watership_nowhere").render_as_string(hide_password=False)
+    )
+    with pytest.raises(sa.exc.DBAPIError):
+        async with taken(nowhere):
+            pass
+    await nowhere.dispose()
