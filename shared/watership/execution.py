@@ -10,9 +10,9 @@ import dataclasses
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any
 
+from watership import codec
 from watership.adapters.circuit_breaker import CircuitBreaker
 from watership.chance import SYSTEM_CHANCE, new_token
 from watership.container import Container, PlainContainer, Scope, built
@@ -156,8 +156,9 @@ async def execute(
                 begun = limited.begin(_handled(command, hands, inside, limited))
                 value = await limited.rest(begun) if type(begun) is Begun else begun
             else:
-                work = partial(_handled, command, hands, inside, limited)
-                value = await hands.breaker.call(command.step, lambda: limited.run(work()))
+                value = await hands.breaker.call(
+                    command.step, lambda: limited.run(_handled(command, hands, inside, limited))
+                )
         except Exception as error:  # noqa: BLE001 - a handler may raise anything: that is how it says "failed"
             return _raised(run, command, hands.handler, inside, error)
         finally:
@@ -174,7 +175,7 @@ async def execute(
 
 def _inside(step: StepRun, command: Command, hands: Hands) -> HandlerRun:
     if hands.build_context is not None:
-        context = hands.build_context(dict(command.context))
+        context = hands.build_context(codec.copied(dict(command.context)))
         shape = shape_of(type(context))
         still = shape.still(context)
     else:

@@ -40,13 +40,6 @@ def begin(work: Coroutine[Any, Any, Any], context: Context | None = None) -> Any
     return Begun(work, awaited, _directly if context is None else context.run)
 
 
-async def in_context(work: Coroutine[Any, Any, T], context: Context) -> T:
-    """Awaits ``work`` in ``context``."""
-    begun = begin(work, context)
-    found: T = await begun if type(begun) is Begun else begun
-    return found
-
-
 class Limited:
     """Awaits work for so many seconds, like `asyncio.timeout`; for work that never waits, no timer is set."""
 

@@ -259,3 +259,16 @@ async def test_the_data_of_an_event_is_as_it_was_when_the_step_returned() -> Non
     run = await execute(command, Hands(Tells, Flat, PlainContainer()))
     said["lines"].append("b")
     assert [event["data"] for event in run.events] == [{"lines": ["a"]}]
+
+
+async def test_what_a_builder_is_given_is_not_the_sagas_own_data() -> None:
+    class Appends(SagaStepHandler[Loose, Any]):
+        async def act(self, context: Loose) -> None:
+            context.meta["lines"].append("paid")
+            raise ValueError("no")
+
+    data: dict[str, Any] = {"meta": {"lines": []}}
+    command = Command(SAGA_ID, "S", "Appends", Action.ACT, 1, "k", data, 5_000)
+    hands = Hands(Appends, Loose, PlainContainer(), build_context=lambda given: Loose(**given))
+    assert (await execute(command, hands)).outcome is Outcome.FAILED
+    assert data == {"meta": {"lines": []}}

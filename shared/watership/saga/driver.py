@@ -101,7 +101,7 @@ class Drive:
         self._runs.rouse()
 
     def _stands(self, state: SagaState) -> None:
-        self._state, self._active = state, state.active_actions() if state.parked_reason is None else []
+        self._state, self._active = state, _active(state)
 
     # --- the loop
 
@@ -375,7 +375,7 @@ class Drive:
         state = self._state
         event = within_limits(self._plan, state, happening.event)
         reaction = lead_on(self._plan, state, event, now_ms)  # a drive that cannot write it ends, or reads afresh
-        active = state.active_actions() if state.parked_reason is None else []
+        active = _active(state)
         released = not active and not self._runs
         if reaction.ledger is not None:
             cause = codec.dumps({"cause": happening.cause}).decode()
@@ -390,3 +390,8 @@ class Drive:
         if happening.answer is not None and not happening.answer.done():
             happening.answer.set_result(reaction.refused)
         return released
+
+
+def _active(state: SagaState) -> list[tuple[str, Action, ActionState]]:
+    """What is awaited, or will be, or waits; nothing if the saga is parked."""
+    return state.active_actions() if state.parked_reason is None else []
