@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+AT_HAND_S = 60.0
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]
 _NO_ROWS = SimpleResultMetaData(("nothing",))
@@ -45,33 +48,70 @@ class Direct:
         return IteratorResult(columns, iter([tuple(record) for record in records]))
 
 
-@contextlib.asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[Direct]:
-    """Committed at the end of the block, rolled back on an exception."""
-    async with statement(engine) as direct:
-        driver = direct.driver
-        with _as_sqlalchemys("COMMIT", driver):
-            direct.is_begun = False
-            async with driver.transaction():
-                direct.is_begun = True
-                yield direct
-            if driver.is_in_transaction():
-                raise asyncpg.InterfaceError("the transaction was not ended by its commit")
+class Connections:
+    """Connections of an engine's pool, of which the last one stays at hand, until the engine is disposed of.
 
+    To take one from the pool and to give it back, for every batch, costs more than a statement does.
+    """
 
-@contextlib.asynccontextmanager
-async def statement(engine: AsyncEngine) -> AsyncIterator[Direct]:
-    """Each statement is a transaction by itself: committed when it returns."""
-    async with engine.connect() as connection:  # not `raw_connection`, whose errors are the driver's own
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None, "a connection that was just taken has one"
-        direct = Direct(driver)
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._at_hand: tuple[AsyncConnection, asyncpg.Connection[Any]] | None = None
+        self._until_s = 0.0
+        sa.event.listen(engine.sync_engine, "engine_disposed", self._let_go)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Direct]:
+        """Committed at the end of the block, rolled back on an exception."""
+        async with self.statement() as direct:
+            driver = direct.driver
+            with _as_sqlalchemys("COMMIT", driver):
+                direct.is_begun = False
+                async with driver.transaction():
+                    direct.is_begun = True
+                    yield direct
+                if driver.is_in_transaction():
+                    raise asyncpg.InterfaceError("the transaction was not ended by its commit")
+
+    @contextlib.asynccontextmanager
+    async def statement(self) -> AsyncIterator[Direct]:
+        """Each statement is a transaction by itself: committed when it returns."""
+        connection, driver = await self._take()
+        direct, is_sound = Direct(driver), False
         try:
             yield direct
+            is_sound = True
         finally:
-            # A BEGIN that failed may have begun a transaction all the same. The pool must not give that to anybody else.
+            # A BEGIN that failed may have begun a transaction all the same. Nobody else must be given that.
             if not direct.is_begun or driver.is_closed() or driver.is_in_transaction():
+                is_sound = False
                 await connection.invalidate()
+            if is_sound and self._at_hand is None:
+                self._at_hand = connection, driver
+            else:
+                await connection.close()
+
+    async def _take(self) -> tuple[AsyncConnection, asyncpg.Connection[Any]]:
+        """The one at hand, if it is still good. Now and then it goes through the pool, which knows when one is too old."""
+        now_s = time.monotonic()
+        at_hand, self._at_hand = self._at_hand, None
+        if at_hand is not None:
+            connection, driver = at_hand
+            if now_s < self._until_s and not driver.is_closed():
+                return connection, driver
+            await connection.close()
+        self._until_s = now_s + AT_HAND_S
+        connection = await self._engine.connect()  # not `raw_connection`, whose errors are the driver's own
+        taken = (await connection.get_raw_connection()).driver_connection
+        assert taken is not None, "a connection that was just taken has one"
+        return connection, taken
+
+    def _let_go(self, _: object) -> None:
+        """Its pool is no more."""
+        at_hand, self._at_hand = self._at_hand, None
+        if at_hand is not None and at_hand[0].sync_connection is not None:
+            at_hand[0].sync_connection.invalidate()
+            at_hand[0].sync_connection.close()
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from watership.bus.acks import Acks
 from watership.bus.gathering import Parcels
 from watership.bus.protocol import Bus, Delivery, Message, Subscription
 from watership.bus.topology import Topology
@@ -45,6 +46,7 @@ log = logging.getLogger("watership.orchestrator")
 
 STORE_RETRY_S = 1.0
 LOCKED_RETRY_S = 0.01
+PREFETCH_SHARE = 5  # so much of it, a queue may wait for acknowledgements at the most
 REDELIVER_PAUSE_S = 0.1
 # What each queue may bring to be judged. Who may publish to one queue is not thereby an operator.
 JUDGED: dict[str, type[StartSaga | StepReply | Signal | AdminRequest]] = {
@@ -76,6 +78,7 @@ class Orchestrator:
         self._engine = Engine(backing.store, bus, backing.plans, self._topology, now_s=now_s, chance=chance)
         self._dead_letters = DeadLetters(backing.store, self._engine)
         self._parcels = Parcels(bus)
+        self._acks = Acks(self._parcels, together_max=max(1, settings.prefetch // PREFETCH_SHARE))
         self._dead_intake = DeadLetterIntake(self._dead_letters, self._parcels, batch_size_max=settings.batch_size_max)
         self._inbox = Inbox()
         self._judged = {self._topology.queue_name(key): kind for key, kind in JUDGED.items()}
@@ -134,6 +137,7 @@ class Orchestrator:
             await asyncio.gather(self._loop, return_exceptions=True)
         self._newer.close()
         await self._aside.wait()
+        await self._acks.flush()
         await self._bus.close()
         await self._backing.close()
 
@@ -179,7 +183,7 @@ class Orchestrator:
                 log.warning("refused: %s", rejection.reason)
                 await self._parcels.reject(arrivals[id(rejection.arrival)][1], requeue=False)
         await self._answer_operators([both for key, both in arrivals.items() if key in open_ids], result)
-        await self._parcels.ack([arrivals[key][1] for key in arrivals if key in open_ids])
+        self._acks.add(arrivals[key][1] for key in arrivals if key in open_ids)
         if again and len(again) == len(arrivals):
             await asyncio.sleep(LOCKED_RETRY_S)  # all are locked elsewhere: let that transaction end
 

@@ -26,7 +26,7 @@ from watership.saga.storage.rows import (
 from watership_orchestrator import statements as sql
 from watership_orchestrator import waiting
 from watership_orchestrator.arrivals import Waiting
-from watership_orchestrator.direct import Asked, statement, transaction
+from watership_orchestrator.direct import Asked, Connections
 from watership_orchestrator.owed import OWED_LOOK_MS, look_at_ms
 from watership_orchestrator.records import (
     Advance,
@@ -204,13 +204,14 @@ class Store:
 
     def __init__(self, engine: AsyncEngine, namespace: str, *, machine_version: int = MACHINE_VERSION) -> None:
         self.engine = engine
+        self._connections = Connections(engine)
         self.namespace = namespace
         self.machine_version = machine_version
 
     @asynccontextmanager
     async def batch(self) -> AsyncIterator[Batch]:
         """One transaction: committed at the end of the block, rolled back on an exception."""
-        async with transaction(self.engine) as connection:
+        async with self._connections.transaction() as connection:
             yield Batch(connection, self.namespace, self.machine_version)
 
     async def advance(self, steps: Sequence[Advance], now_ms: int) -> Advanced:
@@ -227,7 +228,7 @@ class Store:
             row_seq=[step.row.state.seq - len(step.entries) for step in steps],
             off_by_ms=CLOCK_OFF_BY_MS,
         )
-        async with statement(self.engine) as connection:
+        async with self._connections.statement() as connection:
             found = (await connection.execute(sql.ADVANCE, values)).all()
         sagas = frozenset(row.saga_id for row in found if row.saga_id is not None)
         return Advanced(sagas, (found[0].version or 0) % XIDS, found[0].now_ms)

@@ -227,7 +227,7 @@ class Wire:
     # --- listening
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        self._acks.add(delivery)
+        self._acks.add((delivery,))
         try:
             message = read(delivery.type, delivery.body)
         except (InvalidPayload, LimitExceeded) as error:

@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from watership_orchestrator import direct
 from watership_orchestrator.database import is_passing, open_database
-from watership_orchestrator.direct import Direct, statement, transaction
+from watership_orchestrator.direct import Connections, Direct
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(60)]
 
@@ -33,24 +34,24 @@ async def there(database: AsyncEngine) -> list[int]:
 
 
 async def test_it_is_committed_at_its_end_and_rolled_back_by_an_error(database: AsyncEngine) -> None:
-    async with transaction(database) as asked:
+    async with Connections(database).transaction() as asked:
         assert (await asked.execute(PUT, {"n": 1})).scalars().all() == [1]
     with pytest.raises(ZeroDivisionError):
-        async with transaction(database) as asked:
+        async with Connections(database).transaction() as asked:
             await asked.execute(PUT, {"n": 2})
             raise ZeroDivisionError
     assert await there(database) == [1]
 
 
 async def test_errors_are_sqlalchemys(database: AsyncEngine) -> None:
-    async with transaction(database) as asked:
+    async with Connections(database).transaction() as asked:
         await asked.execute(PUT, {"n": 1})
     with pytest.raises(sa.exc.IntegrityError) as refused:
-        async with transaction(database) as asked:
+        async with Connections(database).transaction() as asked:
             await asked.execute(PUT, {"n": 1})
     assert not is_passing(refused.value)
     with pytest.raises(sa.exc.DBAPIError) as lost:
-        async with transaction(database) as asked:
+        async with Connections(database).transaction() as asked:
             await asked.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"), {})
     assert is_passing(lost.value)
     assert await there(database) == [1]
@@ -66,7 +67,7 @@ async def test_after_a_begin_that_nobody_waited_for_the_next_one_is_committed(da
         begin.cancel()
         await asyncio.gather(begin, return_exceptions=True)
     for number in (1, 2):
-        async with transaction(database) as asked:
+        async with Connections(database).transaction() as asked:
             await asked.execute(PUT, {"n": number})
     async with database.begin() as connection:
         await connection.execute(PUT, {"n": 3})
@@ -75,15 +76,82 @@ async def test_after_a_begin_that_nobody_waited_for_the_next_one_is_committed(da
     await other.dispose()
 
 
-@pytest.mark.parametrize("taken", [transaction, statement])
+@pytest.mark.parametrize("taken", [Connections.transaction, Connections.statement])
 async def test_a_database_that_takes_no_connection_is_told_as_sqlalchemy_tells_it(
-    database_url: str, taken: Callable[[AsyncEngine], AbstractAsyncContextManager[Direct]]
+    database_url: str, taken: Callable[[Connections], AbstractAsyncContextManager[Direct]]
 ) -> None:
     """As of a server that is still starting: whoever asks must know it for a passing trouble."""
     nowhere = open_database(
         sa.make_url(database_url).set(database="watership_nowhere").render_as_string(hide_password=False)
     )
     with pytest.raises(sa.exc.DBAPIError):
-        async with taken(nowhere):
+        async with taken(Connections(nowhere)):
             pass
     await nowhere.dispose()
+
+
+# --- the one at hand
+
+
+async def backend(asked: Direct) -> int:
+    return int((await asked.execute(sa.text("SELECT pg_backend_pid() AS pid"), {})).scalars().one())
+
+
+async def test_a_connection_stays_at_hand(database: AsyncEngine) -> None:
+    connections = Connections(database)
+    async with connections.statement() as one, connections.transaction() as other:
+        first, second = await backend(one), await backend(other)
+        assert first != second
+    async with connections.statement() as one:
+        assert await backend(one) in (first, second)
+        assert database.pool.checkedout() == 1  # type: ignore[attr-defined]
+    assert database.pool.checkedout() == 1  # type: ignore[attr-defined]
+
+
+async def test_what_failed_is_not_kept_at_hand(database: AsyncEngine) -> None:
+    connections = Connections(database)
+    with pytest.raises(ZeroDivisionError):
+        async with connections.statement():
+            raise ZeroDivisionError
+    assert database.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_one_at_hand_that_the_server_ended_is_not_used(database: AsyncEngine) -> None:
+    connections = Connections(database)
+    async with connections.statement() as asked:
+        mine, driver = await backend(asked), asked.driver
+    gone = asyncio.Event()
+    driver.add_termination_listener(lambda _: gone.set())
+    async with database.connect() as connection:
+        await connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": mine})
+    await asyncio.wait_for(gone.wait(), 10)
+    async with connections.statement() as asked:
+        assert await backend(asked) != mine
+
+
+async def test_one_that_was_at_hand_for_long_goes_through_the_pool(
+    database: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked_out: list[object] = []
+    sa.event.listen(database.sync_engine, "checkout", lambda *given: checked_out.append(given))
+    connections = Connections(database)
+    for _ in range(3):
+        async with connections.statement():
+            pass
+    assert len(checked_out) == 1
+    monkeypatch.setattr(direct, "AT_HAND_S", 0.0)
+    connections = Connections(database)
+    for _ in range(3):
+        async with connections.statement():
+            pass
+    assert len(checked_out) == 4
+
+
+async def test_it_ends_with_its_engine(database: AsyncEngine) -> None:
+    connections = Connections(database)
+    async with connections.statement() as asked:
+        driver = asked.driver
+    await database.dispose()
+    assert driver.is_closed()
+    async with connections.statement() as asked:  # as the engine itself may be used again
+        assert await backend(asked)

@@ -134,7 +134,7 @@ class Consumer:
             log.warning("%s could not announce itself (%s); it tries again", self.name, fate)
 
     def _on_answer(self, delivery: Delivery) -> None:
-        self._acks.add(delivery)
+        self._acks.add((delivery,))
         try:
             answer = read(delivery.type, delivery.body)
         except (InvalidPayload, LimitExceeded) as error:

@@ -35,7 +35,7 @@ async def measure_broker(bus: Bus, topology: Topology, seconds: float) -> Broker
     def on_delivery(delivery: Delivery) -> None:
         nonlocal arrived
         arrived += 1
-        acks.add(delivery)
+        acks.add((delivery,))
         some.set()
 
     async def send(count: int) -> None:
