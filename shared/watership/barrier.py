@@ -133,8 +133,9 @@ def barrier(session: AsyncSession | AsyncConnection) -> Barrier:
 class Barrier:
     """One block. Made by `barrier`."""
 
-    def __init__(self, session: AsyncSession | AsyncConnection) -> None:
+    def __init__(self, session: AsyncSession | AsyncConnection, *, commits: bool = False) -> None:
         self._session = session
+        self._commits = commits  # in the greenlet that settles: to enter another one costs a third of a statement
         self._block = Block()
         self._run: HandlerRun | None = None
         self._rows: StepRows | None = None
@@ -192,6 +193,8 @@ class Barrier:
             try:
                 await self._settle(run)
             except BaseException as unfit:
+                if self._block.ended:  # the commit's own
+                    raise
                 run.block_error = unfit
                 await self._give_up(run)
                 raise
@@ -227,25 +230,27 @@ class Barrier:
         from watership.barrier_transaction import flushed
 
         block = self._block
-        patch, response = run.patch(), run.response_data(block.answer)
-        events = run.events_data(block.events)
+        patch, response, events = run.patch(), run.response_data(block.answer), run.events_data(block.events)
         run.check_reply(patch, response, events)
-        store = functools.partial(self._store, run, patch, response, events)
-        if block.rolled_back or not await flushed(self._session, store):
+        settle = functools.partial(self._store, run, patch, response, events)
+        if block.rolled_back or not await flushed(self._session, settle, commits=self._commits):
             raise BarrierMisused(
                 f"{run.where}: the transaction was rolled back inside the barrier's block, and a part of the effect with "
                 f"it; let the error leave the block, or use session.begin_nested() for what may fail"
             )
-        block.patch, block.response, block.told, block.ended = patch, response, events, True
 
-    def _store(self, run: HandlerRun, patch: dict[str, Any], response: Any, events: Sequence[dict[str, Any]]) -> bool:
+    def _store(self, run: HandlerRun, patch: dict[str, Any], response: Any, events: tuple[dict[str, Any], ...]) -> bool:
         """Whether the row was there still to be settled."""
         from watership.barrier_transaction import refuse_open_savepoint
 
         rows, step = self._rows, run.step
         assert rows is not None, "it was entered"
         refuse_open_savepoint(rows.connection)
-        return not self._block.rolled_back and rows.settle(step.action, step.generation, patch, response, events)
+        block = self._block
+        if block.rolled_back or not rows.settle(step.action, step.generation, patch, response, events):
+            return False
+        block.patch, block.response, block.told, block.ended = patch, response, events, True
+        return True
 
     async def _give_up(self, run: HandlerRun) -> None:
         """Nothing of a block that did not end may be committed, whatever the handler makes of the error."""
@@ -259,9 +264,13 @@ async def run_behind(
     session: AsyncSession | AsyncConnection, call: Callable[[], Awaitable[tuple[ValueT, Any, Sequence[StepEvent]]]]
 ) -> ValueT:
     """Runs ``call`` in a barrier's block on ``session`` and commits; it gives a value, and what to store: response, events."""
-    async with Barrier(session) as block:
+    from watership.barrier_transaction import commits_plainly
+
+    commits = commits_plainly(session)
+    async with Barrier(session, commits=commits) as block:
         value, block.response, block.events = await call()
-    await session.commit()
+    if not commits:
+        await session.commit()
     return value
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import DeclarativeBase
 
 from watership import codec
+from watership.barrier_straight import run_straight
 from watership.errors import ConfigurationError
 
 BEGUN = "begun"  # its block has not ended; committed like that only by what commits behind our back
@@ -77,6 +78,8 @@ class StepRows:
 
     def __init__(self, connection: Connection, saga_id: uuid.UUID, step: str, attempt: int) -> None:
         self.connection = connection
+        if not connection.in_transaction():
+            connection.begin()
         self._step = {"of_saga": saga_id, "of_step": step}
         self._attempt = attempt
         self._dialect = connection.dialect.name
@@ -123,7 +126,7 @@ class StepRows:
 
     def _count(self, statement: Any, action: str, generation: int, values: dict[str, Any]) -> int:
         whole = {**self._step, "of_action": action, "of_generation": generation, **values}
-        return self.connection.execute(statement, whole).rowcount
+        return run_straight(self.connection, statement, whole)
 
 
 # The statements, each made once: to make one anew for each command cost as much as its way to the database and back.
@@ -162,7 +165,7 @@ def _insert(dialect: str) -> Any:
 
 @functools.cache
 def _move(dialect: str, before: tuple[str, ...]) -> Any:
-    update = sa.update(barrier_table).where(*_is(), _row.state.in_(before))
+    update = sa.update(barrier_table).where(*_is(), sa.or_(*[_row.state == state for state in before]))
     return update.values(state=sa.bindparam("to_state"), at_ms=now_ms(dialect))
 
 

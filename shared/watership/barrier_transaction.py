@@ -40,15 +40,26 @@ async def on_connection_of(session: AsyncSession | AsyncConnection, work: Callab
     return await opened.run_sync(lambda sync: work(sync.connection(bind_arguments=_OURS)))
 
 
-async def flushed(session: AsyncSession | AsyncConnection, work: Callable[[], ResultT]) -> ResultT:
-    """Runs ``work`` behind a flush of the session, in the same greenlet. A connection has nothing to flush."""
+async def flushed(session: AsyncSession | AsyncConnection, work: Callable[[], bool], *, commits: bool = False) -> bool:
+    """Runs ``work`` behind a flush of the session, in the same greenlet; then ``commits``, if it said yes.
 
-    def both(sync: Session | Connection) -> ResultT:
+    A connection has nothing to flush.
+    """
+
+    def all_of_it(sync: Session | Connection) -> bool:
         if isinstance(sync, Session):
             sync.flush()
-        return work()
+        done = work()
+        if done and commits:
+            sync.commit()
+        return done
 
-    return await _opened(session).run_sync(both)
+    return await _opened(session).run_sync(all_of_it)
+
+
+def commits_plainly(session: AsyncSession | AsyncConnection) -> bool:
+    """Whether its commit is SQLAlchemy's own, which is nothing but the one beneath it."""
+    return type(session).commit in (AsyncSession.commit, AsyncConnection.commit)
 
 
 def _opened(session: AsyncSession | AsyncConnection) -> AsyncSession | AsyncConnection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import signal
@@ -52,6 +53,15 @@ async def patiently(
             if attempt:
                 log.info("%s: connected", what)
             return result
+
+
+def look_for_cycles(*, every: int) -> None:
+    """Python looks for cycles at every ``every`` new objects from here on (700, unless it is told otherwise).
+
+    What is there already (modules, classes, plans of validation) stays, and is looked through no more.
+    """
+    gc.freeze()
+    gc.set_threshold(every)
 
 
 async def serve(service: Service, *, drain_s: float) -> None:

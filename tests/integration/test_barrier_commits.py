@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from watership import barrier
-from watership.machine.state import Outcome
+from watership.machine.state import Action, Outcome
 
 from tests.support.barred_step import (
     Bench,
@@ -95,6 +95,28 @@ async def test_a_link_that_is_cut_before_the_commit(bench: Bench) -> None:
                 await session.commit()
 
     await bench.had_none(await bench.act(body), Outcome.UNKNOWN, "the commit of its barrier's transaction failed")
+
+
+async def test_a_block_that_finds_its_connection_gone_tells_the_pool_of_the_others(bench: Bench) -> None:
+    """As after a restart of the server: one attempt fails, and not one for each connection that had been open."""
+    async with contextlib.AsyncExitStack() as opened:
+        for _ in range(3):
+            connection = await opened.enter_async_context(bench.engine.connect())
+            await connection.execute(sa.text("SELECT 1"))
+    ending = sa.text(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    other = create_async_engine(bench.engine.url)
+    async with other.connect() as connection:
+        assert len((await connection.execute(ending)).all()) >= 3
+    await other.dispose()
+    first = await bench.run(Action.ACT)
+    assert first.outcome is Outcome.FAILED
+    assert isinstance(first.error, DBAPIError)
+    assert first.error.connection_invalidated
+    second = await bench.run(Action.ACT)
+    assert second.outcome is Outcome.DONE, second.error
 
 
 async def test_a_commit_of_a_transaction_that_a_statement_has_broken(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import dishka
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -45,16 +46,18 @@ def sagas(mapper: SagaMap) -> None:
 
 
 @contextlib.asynccontextmanager
-async def container_on(engine: AsyncEngine) -> AsyncIterator[dishka.AsyncContainer]:
+async def container_on(
+    engine: AsyncEngine, *, handler: type[Any] = Reserve, session_class: type[AsyncSession] = AsyncSession
+) -> AsyncIterator[dishka.AsyncContainer]:
     """One session for each command, closed after it."""
 
     async def session() -> AsyncIterator[AsyncSession]:
-        async with AsyncSession(engine) as opened:
+        async with session_class(engine) as opened:
             yield opened
 
     provider = dishka.Provider(scope=dishka.Scope.REQUEST)
     provider.provide(session, provides=AsyncSession)
-    provider.provide(Reserve)
+    provider.provide(handler)
     container = dishka.make_async_container(provider)
     yield container
     await container.close()

@@ -239,6 +239,28 @@ async def test_pending_objects_are_written_before_the_row_and_none_with_an_empty
     assert await bench.actions() == ["act"]
 
 
+async def test_a_driver_may_take_its_arguments_by_name(sqlite_url: str) -> None:
+    engine = create_async_engine(sqlite_url, paramstyle="named")
+    await create_tables(engine)
+    bench = Bench(engine)
+    for action in (Action.ACT, Action.ACT, Action.COMPENSATE, Action.COMPENSATE):
+        assert (await bench.run(action, acted=action is Action.COMPENSATE)).outcome is Outcome.DONE
+    assert await bench.actions() == ["act", "compensate"]
+    await engine.dispose()
+
+
+async def test_a_connection_need_not_be_in_a_transaction_yet(bench: Bench) -> None:
+    async def body(context: Order) -> None:
+        async with bench.engine.connect() as connection:
+            async with barrier(connection):
+                await take_effect(connection, context, "mine")
+            await connection.commit()
+
+    for _ in range(2):
+        assert (await bench.act(body)).outcome is Outcome.DONE
+    assert await bench.effects() == [("act", "mine", None)]
+
+
 async def test_two_sagas_and_two_steps_do_not_meet(bench: Bench) -> None:
     other = Bench(bench.engine)
     assert (await bench.act()).outcome is (await other.act()).outcome is Outcome.DONE

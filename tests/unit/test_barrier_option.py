@@ -40,7 +40,15 @@ from watership_orchestrator.outbox import messages_of
 from watership_worker import Worker
 
 from tests.support.barred_saga import Declined, OrderSaga, Reserve, container_on, sagas
-from tests.support.barred_step import Bench, Order, Reserved, create_tables, take_effect
+from tests.support.barred_step import (
+    Bench,
+    Order,
+    Reserved,
+    create_tables,
+    foreign_keys_at_commit,
+    orphan,
+    take_effect,
+)
 from tests.support.judging import SAGA_ID, TOPOLOGY, Row, reply, start
 
 TWICE = RetryPlan(attempts_max=2)
@@ -165,6 +173,43 @@ async def test_a_wrong_handler_has_no_effect(engine: AsyncEngine, order_id: str,
     assert failed.failure is not None
     assert words in failed.failure.message
     assert (await guarded.bench.effects(), await guarded.bench.states()) == ([], {})
+
+
+class Orphaned(SagaStepHandler[Order, None]):
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    async def act(self, context: Order) -> None:
+        await self.session.execute(orphan())
+
+
+async def test_a_commit_that_fails_leaves_the_effect_in_doubt(engine: AsyncEngine) -> None:
+    await foreign_keys_at_commit(engine)
+    async with container_on(engine, handler=Orphaned) as container:
+        guarded = Guarded(Bench(engine), container, Orphaned)
+        failed = await guarded.run(Action.ACT)
+        assert failed.outcome is Outcome.UNKNOWN
+        assert failed.failure is not None
+        assert "FOREIGN KEY constraint failed" in failed.failure.message
+
+
+class CountingSession(AsyncSession):
+    """A session of the user's own, with something to do at each commit."""
+
+    commits = 0
+
+    async def commit(self) -> None:
+        type(self).commits += 1
+        await super().commit()
+
+
+async def test_a_sessions_own_commit_is_called(engine: AsyncEngine) -> None:
+    CountingSession.commits = 0
+    async with container_on(engine, session_class=CountingSession) as container:
+        guarded = Guarded(Bench(engine), container)
+        assert (await guarded.run(Action.ACT)).outcome is Outcome.DONE
+    assert CountingSession.commits == 1
+    assert await guarded.bench.actions() == ["act"]
 
 
 @pytest.mark.parametrize("library", ["di", "dependency-injector"])

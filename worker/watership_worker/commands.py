@@ -11,10 +11,13 @@ from watership.bus.rabbit import RabbitBus
 from watership.commands.loading import load_object
 from watership.commands.options import BrokerUrl, Namespace
 from watership.errors import ConfigurationError
-from watership.service import serve
+from watership.service import look_for_cycles, serve
 from watership.settings import Settings, load_settings
 from watership_worker.consumer import Consumer
 from watership_worker.worker import Worker
+
+# A tenth of what a worker did. Its handlers are not ours, and may make cycles that hold much: so not as seldom as it could be.
+LOOK_FOR_CYCLES_EVERY = 10_000
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +40,7 @@ def worker(
 
 
 async def _serve(settings: Settings, found: Worker) -> None:
+    look_for_cycles(every=LOOK_FOR_CYCLES_EVERY)
     service = Consumer(settings, RabbitBus(settings.broker()), found)
     await serve(service, drain_s=settings.drain_s)
 

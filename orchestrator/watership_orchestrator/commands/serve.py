@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable
 
 from watership.bus.protocol import Bus
 from watership.bus.rabbit import RabbitBus
 from watership.commands.options import BrokerUrl, DatabaseUrl, Namespace
-from watership.service import Service, serve
+from watership.service import Service, look_for_cycles, serve
 from watership.settings import Settings, load_settings
 from watership_orchestrator.backing import PostgresBacking
 from watership_orchestrator.database import open_database
@@ -17,8 +16,8 @@ from watership_orchestrator.orchestrator import Orchestrator
 from watership_orchestrator.ports import Backing
 from watership_orchestrator.reaper import Reaper
 
-# A batch makes tens of thousands of objects, and hardly one is in a cycle: looking for cycles at every 700 new objects, as
-# Python does unless it is told otherwise, was an eighth of all that an orchestrator did.
+# A batch makes tens of thousands of objects, and hardly one is in a cycle: looking for them at every 700 new objects was an
+# eighth of all that an orchestrator did.
 LOOK_FOR_CYCLES_EVERY = 50_000
 
 
@@ -37,6 +36,5 @@ def reaper(broker_url: BrokerUrl = None, database_url: DatabaseUrl = None, names
 async def _serve(settings: Settings, make: Callable[[Bus, Backing], Service]) -> None:
     backing = PostgresBacking(open_database(settings.database()), settings.namespace)
     service = make(RabbitBus(settings.broker()), backing)
-    gc.freeze()  # modules, classes, plans of validation: they stay, and are looked through no more
-    gc.set_threshold(LOOK_FOR_CYCLES_EVERY)
+    look_for_cycles(every=LOOK_FOR_CYCLES_EVERY)
     await serve(service, drain_s=settings.drain_s)
