@@ -49,6 +49,8 @@ def run_straight(connection: Connection, statement: sa.ClauseElement, values: Ma
 
     Raises what SQLAlchemy would raise.
     """
+    if connection.get_execution_options().get("schema_translate_map"):  # which is SQLAlchemy's to follow
+        return connection.execute(statement, values).rowcount
     dialect = connection.dialect
     compiled = _compiled(statement, dialect)
     arguments = compiled.arguments(values)

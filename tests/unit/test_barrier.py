@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,6 +247,21 @@ async def test_a_driver_may_take_its_arguments_by_name(sqlite_url: str) -> None:
     for action in (Action.ACT, Action.ACT, Action.COMPENSATE, Action.COMPENSATE):
         assert (await bench.run(action, acted=action is Action.COMPENSATE)).outcome is Outcome.DONE
     assert await bench.actions() == ["act", "compensate"]
+    await engine.dispose()
+
+
+async def test_the_table_is_where_the_schema_is_translated_to(sqlite_url: str, tmp_path: Path) -> None:
+    engine = create_async_engine(sqlite_url, execution_options={"schema_translate_map": {None: "tenant"}})
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def attach(dbapi_connection: Any, _: Any) -> None:
+        dbapi_connection.execute(f"ATTACH '{tmp_path}/tenant.db' AS tenant")
+
+    await create_tables(engine)
+    bench = Bench(engine)
+    for _ in range(2):
+        assert (await bench.act(usual(engine))).outcome is Outcome.DONE
+    assert await bench.actions() == ["act"]
     await engine.dispose()
 
 
