@@ -36,7 +36,7 @@ class _Compiled:
 
 
 @functools.lru_cache(maxsize=128)
-def _compiled(statement: sa.ClauseElement, dialect: Dialect) -> _Compiled:
+def _compiled(statement: sa.Insert | sa.Update, dialect: Dialect) -> _Compiled:
     compiled: Any = statement.compile(dialect=dialect)
     makers = {name: bound.type.dialect_impl(dialect).bind_processor(dialect) for name, bound in compiled.binds.items()}
     made_for = {name: make for name, make in makers.items() if make is not None}
@@ -44,7 +44,7 @@ def _compiled(statement: sa.ClauseElement, dialect: Dialect) -> _Compiled:
     return _Compiled(str(compiled), names, dict(compiled.params), made_for)
 
 
-def run_straight(connection: Connection, statement: sa.ClauseElement, values: Mapping[str, Any]) -> int:
+def run_straight(connection: Connection, statement: sa.Insert | sa.Update, values: Mapping[str, Any]) -> int:
     """Runs a statement that gives no rows, in the connection's transaction; how many rows it wrote.
 
     Raises what SQLAlchemy would raise.
@@ -64,5 +64,10 @@ def run_straight(connection: Connection, statement: sa.ClauseElement, values: Ma
         raise sa.exc.DBAPIError.instance(
             compiled.text, arguments, error, dialect.loaded_dbapi.Error, dialect=dialect
         ) from error
+    except BaseException:
+        # Cancelled, say, in the middle of it: what the server made of it, nobody knows, and nobody else must be given the
+        # connection. After a BEGIN that nobody waited for, the next one's COMMIT would only release a savepoint.
+        connection.invalidate()
+        raise
     finally:
         cursor.close()

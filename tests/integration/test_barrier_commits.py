@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -117,6 +118,29 @@ async def test_a_block_that_finds_its_connection_gone_tells_the_pool_of_the_othe
     assert first.error.connection_invalidated
     second = await bench.run(Action.ACT)
     assert second.outcome is Outcome.DONE, second.error
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_block_that_is_cancelled_while_it_begins_leaves_no_transaction_to_the_next(
+    database_url: str, turns: int
+) -> None:
+    """Of a BEGIN that nobody waited for, nobody knows: in there, the next one's COMMIT would only release a savepoint."""
+    engine = create_async_engine(database_url, pool_size=1, max_overflow=0)
+    await create_tables(engine)
+    bench = Bench(engine)
+    begun = asyncio.create_task(bench.run(Action.ACT))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    begun.cancel()
+    await asyncio.gather(begun, return_exceptions=True)
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(sa.insert(Effect).values(saga_id="next", action="act", run="next"))
+    other = create_async_engine(database_url)
+    async with other.connect() as connection:
+        committed = (await connection.execute(sa.select(Effect.saga_id))).scalars().all()
+    await other.dispose()
+    await engine.dispose()
+    assert "next" in committed
 
 
 async def test_a_commit_of_a_transaction_that_a_statement_has_broken(bench: Bench) -> None:
