@@ -19,6 +19,7 @@ class SystemChance(random.SystemRandom):
     def __init__(self) -> None:
         super().__init__()
         self._words: list[int] = []
+        self._tokens: list[str] = []
 
     def getrandbits(self, k: int) -> int:
         """``k`` random bits; see `random.getrandbits`."""
@@ -32,9 +33,20 @@ class SystemChance(random.SystemRandom):
             return self.getrandbits(k - 64) << 64 | self.getrandbits(64)
         return super().getrandbits(k) if k <= 0 else self.getrandbits(64) >> (64 - k)
 
+    def token(self) -> str:
+        """16 hex digits."""
+        try:
+            return self._tokens.pop()
+        except IndexError:
+            digits = os.urandom(BLOCK_BYTES).hex()
+            tokens = [digits[at : at + 16] for at in range(0, len(digits), 16)]
+            last = tokens.pop()
+            self._tokens = tokens
+            return last
+
     def forget(self) -> None:
         """Drops what was read ahead."""
-        self._words = []
+        self._words, self._tokens = [], []
 
 
 # Two processes never share a sequence, however they were started: a fork's child forgets its parent's block.
@@ -62,6 +74,6 @@ def new_saga_id(chance: random.Random = SYSTEM_CHANCE, now_ns: Callable[[], int]
 
 def new_token(chance: random.Random, *, size_bytes: int = 8) -> str:
     """A name that nobody else has: two hex digits for each byte."""
-    if size_bytes == 8:
-        return f"{chance.getrandbits(64):016x}"
+    if size_bytes == 8 and type(chance) is SystemChance:
+        return chance.token()
     return f"{chance.getrandbits(8 * size_bytes):0{2 * size_bytes}x}"

@@ -105,7 +105,21 @@ def check(value: Any, *, what: str) -> None:
 
 def input_hash(name: str, context: Mapping[str, Any]) -> str:
     """What makes two starts the same: the SHA-256 of name and context, keys sorted; 32 hex digits."""
-    return hashlib.sha256(orjson.dumps([name, context], option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+    return _hashed(orjson.dumps([name, context], option=orjson.OPT_SORT_KEYS))
+
+
+def checked_hash(name: str, context: Mapping[str, Any], *, what: str) -> str:
+    """The same of a context that is checked as `encode_context` checks it, and written once for both."""
+    check(context, what=what)
+    body = orjson.dumps([name, context], option=orjson.OPT_SORT_KEYS)
+    size = len(body) - len(orjson.dumps(name)) - len(b"[,]") if len(body) > CONTEXT_BYTES_MAX else 0
+    if size > CONTEXT_BYTES_MAX:
+        raise LimitExceeded(f"{what}: its size in bytes", value=size, limit=CONTEXT_BYTES_MAX)
+    return _hashed(body)
+
+
+def _hashed(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:32]
 
 
 def _trouble(value: Any, depth: int) -> tuple[str, str] | None:

@@ -17,18 +17,19 @@ from watership.execution import Command
 from watership.machine import events as e
 from watership.machine.plan import Plan
 from watership.machine.react import lead_on
-from watership.machine.state import ACT, AWAITED, RUNNING, Action, ActionState, SagaState, Status
+from watership.machine.state import ACT, AWAITED, RUNNING, Action, SagaState, Status
 from watership.saga.job import FOLLOW_EVERY_MS, Job, Seat, Start
 from watership.saga.limits import within_limits
 from watership.saga.pruned import why_gone
 from watership.saga.runs import (
+    Active,
     Happening,
     Runs,
+    active_in,
     begin_command,
     came_of,
     command_for,
-    keep_unrecorded,
-    leave_unanswered,
+    leave_behind,
     run_command,
 )
 from watership.saga.storage.protocol import LEASE_MS, HeldElsewhere, Lease, LogEntry
@@ -60,17 +61,15 @@ class Drive:
         self._job = job
         self._event_loop = loop
         self._plan: Plan | None = None
-        self._state: SagaState  # from `main` on, as the teller
-        self._active: list[
-            tuple[str, Action, ActionState]
-        ]  # what is awaited, or will be, or waits; none if it is parked
+        self._state: SagaState  # from `main` on, as the teller and the runs
+        self._active: Active
         self._teller: Teller
         self._clock_offset_ms = 0
         self._asked: int | None = 0 if gated else None
         self._inbox: list[Happening] = []
-        self._runs = Runs()
+        self._runs: Runs
         self._at_hand: Happening | None = None  # what is being put on record
-        self._stopping = self._asleep = False
+        self._is_begun = self._stopping = self._asleep = False
         self.is_watched = True
         self.task: asyncio.Task[None] | None = None  # in which `main` runs
         self.ended = False  # it takes nothing up any more
@@ -81,27 +80,31 @@ class Drive:
         """Gives the saga an event between two steps; the answer, once it is on record, is why it was refused, or None."""
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._inbox.append(Happening(event, cause, answer=answer))
-        self._runs.rouse()
+        self._rouse()
         return answer
 
     def let_one_act(self) -> None:
         """Opens a gated saga's gate for one more result."""
         if self._asked is not None:
             self._asked += 1
-            self._runs.rouse()
+            self._rouse()
 
     def open_gate(self) -> None:
         """Takes the gate away."""
         self._asked = None
-        self._runs.rouse()
+        self._rouse()
 
     def stop(self) -> None:
         """Lets the saga go after the steps that run now."""
         self._stopping = True
-        self._runs.rouse()
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._is_begun:  # else it will look for itself
+            self._runs.rouse()
 
     def _stands(self, state: SagaState) -> None:
-        self._state, self._active = state, _active(state)
+        self._state, self._active = state, active_in(state)
 
     # --- the loop
 
@@ -109,7 +112,7 @@ class Drive:
         """Makes the saga, or finds it, and drives it to its end."""
         self.start, failed = start, None
         # Not before: of the many that are started at once, each needs these only while it runs.
-        self._teller = Teller(self.saga_id, self.watch)
+        self._teller, self._runs, self._is_begun = Teller(self.saga_id, self.watch), Runs(), True
         try:
             lease = await self._create(start) if start is not None else None
             if lease is not None and self.may_drive is not None:
@@ -131,9 +134,11 @@ class Drive:
                 log.exception("saga %s: its drive ended; recovery will take it up again", self.saga_id)
         finally:
             self.ended = True
-            if self._inbox:
-                leave_unanswered(self.saga_id, self._inbox, failed)
-                await keep_unrecorded(self._storage, self.saga_id, self._inbox)
+            try:
+                if self._inbox:
+                    await leave_behind(self._storage, self.saga_id, self._inbox, failed)
+            finally:
+                self._seat.forget(self)
 
     async def _create(self, start: Start) -> Lease | None:
         plan = self._job.definition.plan
@@ -324,7 +329,7 @@ class Drive:
             runs.begin(name, action, run_command(self._job, self._command(name, action), self._now_ms))
         return None  # a signal, a cancel or the deadline may come meanwhile
 
-    def _unbegun(self) -> list[tuple[str, Action, ActionState]]:
+    def _unbegun(self) -> Active:
         """What is awaited and does not run yet; nothing if the saga is parked."""
         return [
             (name, action, state)
@@ -375,7 +380,7 @@ class Drive:
         state = self._state
         event = within_limits(self._plan, state, happening.event)
         reaction = lead_on(self._plan, state, event, now_ms)  # a drive that cannot write it ends, or reads afresh
-        active = _active(state)
+        active = active_in(state)
         released = not active and not self._runs
         if reaction.ledger is not None:
             cause = codec.dumps({"cause": happening.cause}).decode()
@@ -390,8 +395,3 @@ class Drive:
         if happening.answer is not None and not happening.answer.done():
             happening.answer.set_result(reaction.refused)
         return released
-
-
-def _active(state: SagaState) -> list[tuple[str, Action, ActionState]]:
-    """What is awaited, or will be, or waits; nothing if the saga is parked."""
-    return state.active_actions() if state.parked_reason is None else []

@@ -10,7 +10,6 @@ import logging
 import uuid
 import weakref
 from collections.abc import Hashable, Iterable
-from functools import partial
 from typing import Any
 
 from watership import codec
@@ -38,6 +37,7 @@ from watership.saga.signals import signal_event
 from watership.saga.storage.protocol import EarlySignal, SagaStorage, StartRow
 from watership.saga.taking_up import park, readable
 from watership.saga.watch import SagaWatch
+from watership.stepping import TWO_TURNS
 
 log = logging.getLogger("watership.driver")
 
@@ -66,7 +66,7 @@ class Drivers:
         self._recovered: set[uuid.UUID] = set()
         self._jobs: dict[str, Job] = {}
         follow_every_ms = PAUSE_MS_MAX if alone else FOLLOW_EVERY_MS
-        self._seat = Seat(storage, clock, storage.keeper(), follow_every_ms=follow_every_ms)
+        self._seat = Seat(storage, clock, storage.keeper(), follow_every_ms=follow_every_ms, forget=self._forget)
         self._early = EarlySignals(self.take_early)
         self._recovery: asyncio.Task[None] | None = None
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -101,7 +101,9 @@ class Drivers:
             raise SagaConflict(f"saga {saga_id} was started with other input; use another id, or the same input")
         drive.is_watched = True
         try:
-            await drive.watch.begun()
+            await TWO_TURNS  # in memory, it has begun then
+            if not drive.watch.has_begun:
+                await drive.watch.begun()
             if job.definition.plan.waits:
                 for signal in await self.storage.early_signals(saga_id=saga_id):
                     self._early.begin(job, signal)
@@ -163,10 +165,9 @@ class Drivers:
         self._drives[saga_id] = drive
         name = f"saga {saga_id if start is None else start.saga_id}"
         drive.task = loop.create_task(drive.main(start), name=name)
-        drive.task.add_done_callback(partial(self._forget, drive))
         return drive
 
-    def _forget(self, drive: Drive, _: asyncio.Task[None]) -> None:
+    def _forget(self, drive: Drive) -> None:
         saga_id = drive.saga_id
         if self._drives.get(saga_id) is drive:  # else another one follows it already
             del self._drives[saga_id]
@@ -261,6 +262,8 @@ class Drivers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for drive in list(self._drives.values()):  # ended before they had begun
+            self._forget(drive)
         if self._seat.keeper is not None:
             self._seat.keeper.stop()
         await self.storage.close()

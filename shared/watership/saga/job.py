@@ -62,8 +62,7 @@ class Start:
     def of(cls, name: str, context: dict[str, Any], saga_id: UUID) -> Start:
         """Checks the context and its size. Raises `InvalidPayload` or `LimitExceeded`."""
         words = str(saga_id)
-        codec.encode_context(context, what=f"saga {name} {words}: the context")
-        return cls(words, context, codec.input_hash(name, context))
+        return cls(words, context, codec.checked_hash(name, context, what=f"saga {name} {words}: the context"))
 
     # Law 11: the same id and input is the same saga; anything else is a conflict.
     def check_same(self, record: SagaRecord, name: str) -> None:
@@ -76,11 +75,16 @@ class Start:
             )
 
 
+def _nothing(_: Any) -> None:
+    pass
+
+
 @dataclasses.dataclass
 class Seat:
     """What the drives of one store in one event loop share. ``plans_kept``: hashes that the store has for certain.
 
     ``follow_every_ms``: how soon to look whether somebody else moved a saga that sleeps; ever less often after that.
+    ``forget``: what a drive calls at its very end.
     """
 
     storage: SagaStorage
@@ -88,6 +92,7 @@ class Seat:
     keeper: LeaseKeeper | None
     plans_kept: set[str] = dataclasses.field(default_factory=set)
     follow_every_ms: int = FOLLOW_EVERY_MS
+    forget: Callable[[Any], None] = _nothing
     _offset_ms: int = 0
     _learned_at_ms: int | None = None
 

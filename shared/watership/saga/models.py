@@ -79,10 +79,10 @@ class Shape(Generic[_T]):
     def load(self, data: Mapping[str, Any]) -> _T:
         """The context from JSON data; fields that the class does not have are left out."""
         fields = self.fields
-        known = (
-            dict(data) if fields.issuperset(data) else {name: value for name, value in data.items() if name in fields}
-        )
-        known = codec.copied(known)  # a handler may change in place what it is given
+        known = data if fields.issuperset(data) else {name: data[name] for name in data if name in fields}
+        known = codec.copied(
+            known if type(known) is dict else dict(known)
+        )  # a handler may change in place what it is given
         try:
             loaded: _T = self._adapter.validator.validate_python(known, by_alias=False, by_name=True)
         except pydantic.ValidationError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import uuid
 from typing import Any, Generic
 
@@ -14,9 +13,10 @@ from watership.saga.models import ContextT, shape_of
 from watership.saga.run import response_from_data
 from watership.saga.step import Remote, SagaStepResult, declared_types
 from watership.saga.watch import SagaEnd, SagaWatch, StepDone
+from watership.values import value
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class SagaResult(Generic[ContextT]):
     """How a saga ended. ``status`` with ``parked_reason`` set: it needs a person, and is not undone.
 

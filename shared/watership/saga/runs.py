@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -13,7 +13,7 @@ from watership import codec
 from watership.errors import StartRejected
 from watership.execution import Command, Execution, execute
 from watership.machine import events as e
-from watership.machine.state import COMPENSATE, DONE, Action, SagaState
+from watership.machine.state import COMPENSATE, DONE, Action, ActionState, SagaState
 from watership.saga.job import Job, LetGo
 from watership.saga.storage.protocol import SagaStorage
 from watership.stepping import Begun, begin
@@ -22,6 +22,8 @@ from watership.values import value
 log = logging.getLogger("watership.driver")
 
 KEEP_WITHIN_S = 5.0
+
+Active = list[tuple[str, Action, ActionState]]  # what is awaited, or will be, or waits
 
 
 @value
@@ -148,7 +150,15 @@ class Runs:
         return [done for done in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(done, Happening)]
 
 
-def leave_unanswered(saga_id: uuid.UUID, happenings: Iterable[Happening], failed: Exception | None) -> None:
+async def leave_behind(
+    storage: SagaStorage, saga_id: uuid.UUID, happenings: Sequence[Happening], failed: Exception | None
+) -> None:
+    """What a drive that has ended did not come to: whoever waits for an answer gets one, and what ran is not forgotten."""
+    _leave_unanswered(saga_id, happenings, failed)
+    await _keep_unrecorded(storage, saga_id, happenings)
+
+
+def _leave_unanswered(saga_id: uuid.UUID, happenings: Iterable[Happening], failed: Exception | None) -> None:
     """Tells whoever waits for an answer that their drive has ended: what it failed with, or that it let the saga go."""
     if failed is None or isinstance(failed, StartRejected):  # why its start was refused is no answer to others
         failed = LetGo(f"saga {saga_id}: this process let it go before it took that up; try again")
@@ -158,7 +168,7 @@ def leave_unanswered(saga_id: uuid.UUID, happenings: Iterable[Happening], failed
             happening.answer.exception()  # seen: nobody may wait for it any more
 
 
-async def keep_unrecorded(storage: SagaStorage, saga_id: uuid.UUID, happenings: Iterable[Happening]) -> None:
+async def _keep_unrecorded(storage: SagaStorage, saga_id: uuid.UUID, happenings: Iterable[Happening]) -> None:
     """Law 6, at the very last: what ran here and could not be told to the machine is in the ledger, for a person to see.
 
     Another process is about to take the saga up, or has; or the store is away, and then the log of this process has it.
@@ -176,6 +186,11 @@ async def keep_unrecorded(storage: SagaStorage, saga_id: uuid.UUID, happenings: 
                 await storage.keep_in_ledger(saga_id, reason, codec.dumps(said).decode())
         except Exception:
             log.exception("saga %s: its ledger could not be written", saga_id)
+
+
+def active_in(state: SagaState) -> Active:
+    """Nothing, if the saga is parked."""
+    return state.active_actions() if state.parked_reason is None else []
 
 
 def command_for(saga_id: uuid.UUID, state: SagaState, name: str, action: Action, timeout_ms: int) -> Command:
