@@ -58,8 +58,8 @@ async def flushed(session: AsyncSession | AsyncConnection, work: Callable[[], bo
 
 
 def commits_plainly(session: AsyncSession | AsyncConnection) -> bool:
-    """Whether its commit is SQLAlchemy's own, which is nothing but the one beneath it."""
-    return type(session).commit in (AsyncSession.commit, AsyncConnection.commit)
+    """Whether its commit is SQLAlchemy's own, which is nothing but the one beneath it; not a user's, which may do more."""
+    return getattr(session.commit, "__func__", None) in (AsyncSession.commit, AsyncConnection.commit)
 
 
 def _opened(session: AsyncSession | AsyncConnection) -> AsyncSession | AsyncConnection:

@@ -16,7 +16,7 @@ PEERS = {
 }
 EMBEDDED = {
     "embedded-postgres-2-40": "embedded on Postgres, beside python-cqrs on Postgres",
-    "embedded-memory-1-40": "embedded in memory, beside python-cqrs in memory",
+    "embedded-memory-1-16": "embedded in memory, beside python-cqrs in memory",
 }
 Row = tuple[str, str, str, str]
 

@@ -203,9 +203,22 @@ class CountingSession(AsyncSession):
         await super().commit()
 
 
-async def test_a_sessions_own_commit_is_called(engine: AsyncEngine) -> None:
+class WrappedSession(AsyncSession):
+    """One whose commit is wrapped where it is made, as an instrumentation does."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.commit = self._counted  # type: ignore[method-assign]
+
+    async def _counted(self) -> None:
+        CountingSession.commits += 1
+        await super().commit()
+
+
+@pytest.mark.parametrize("session_class", [CountingSession, WrappedSession])
+async def test_a_sessions_own_commit_is_called(engine: AsyncEngine, session_class: type[AsyncSession]) -> None:
     CountingSession.commits = 0
-    async with container_on(engine, session_class=CountingSession) as container:
+    async with container_on(engine, session_class=session_class) as container:
         guarded = Guarded(Bench(engine), container)
         assert (await guarded.run(Action.ACT)).outcome is Outcome.DONE
     assert CountingSession.commits == 1
