@@ -14,13 +14,16 @@ from watership.testing.virtual_loop import new_loop
 class Broker:
     """What was acknowledged, when and with what; each takes ``takes_s``."""
 
-    def __init__(self, takes_s: float = 0) -> None:
+    def __init__(self, takes_s: float = 0, fails: int = 0) -> None:
         self.told: list[tuple[float, list[int]]] = []
-        self._takes_s = takes_s
+        self._takes_s, self._fails = takes_s, fails
         self._began_s = asyncio.get_running_loop().time()
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await asyncio.sleep(self._takes_s)
+        if self._fails:
+            self._fails -= 1
+            raise ZeroDivisionError
         passed_s = round(asyncio.get_running_loop().time() - self._began_s, 6)
         self.told.append((passed_s, [one.handle for one in deliveries]))
 
@@ -96,5 +99,27 @@ def test_at_the_end_all_are_told_at_once() -> None:
         assert broker.told == [(0, [1, 2])]
         await asyncio.sleep(10)
         assert broker.told == [(0, [1, 2])]
+
+    run(main())
+
+
+def test_what_failed_is_told_again_and_costs_no_other() -> None:
+    async def main() -> None:
+        broker = Broker(fails=2)
+        acks = Acks(broker)
+        acks.add([delivery(1)])
+        await asyncio.sleep(1.5 * WITHIN_S)
+        acks.add([delivery(2)])
+        await asyncio.sleep(10)
+        assert broker.told == [(0.3, [1, 2])]
+
+    run(main())
+
+
+def test_an_end_does_not_wait_for_what_cannot_be_told() -> None:
+    async def main() -> None:
+        acks = Acks(Broker(fails=1_000))
+        acks.add([delivery(1)])
+        await acks.flush()
 
     run(main())

@@ -9,10 +9,13 @@ acknowledges at once, since a handler that has run should not run again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 
 from watership.bus.gathering import Settling
 from watership.bus.protocol import Delivery
+
+log = logging.getLogger(__name__)
 
 WITHIN_S = 0.1
 TOGETHER_MAX = 100
@@ -34,33 +37,46 @@ class Acks:
     def add(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledges them soon."""
         self._ready.extend(deliveries)
-        self._look()
-
-    def _look(self) -> None:
         if len(self._ready) >= self._together_max:
             self._begin()
-        elif self._ready and self._timer is None:
+        else:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if self._ready and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(WITHIN_S, self._begin)
 
     def _begin(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._telling is None or self._telling.done():
+        if self._telling is None:
             self._telling = asyncio.get_running_loop().create_task(self._tell(), name="acks")
 
     async def _tell(self) -> None:
-        await self._take()
-        while len(self._ready) >= self._together_max:  # what came meanwhile found this under way
-            await self._take()
-        self._look()
+        try:
+            done = await self._take()
+            while done and len(self._ready) >= self._together_max:  # what came meanwhile found this under way
+                done = await self._take()
+        finally:
+            self._telling = None
+            self._look_again()
 
     async def flush(self) -> None:
         """Acknowledges what there is, at once."""
-        while self._ready:
-            await self._take()
+        while self._ready and await self._take():
+            pass
 
-    async def _take(self) -> None:
+    async def _take(self) -> bool:
+        """Whether that went through; if not, they are held back again."""
         batch, self._ready = self._ready, []
-        if batch:
-            await self._settling.ack(batch)
+        try:
+            if batch:
+                await self._settling.ack(batch)
+        except (
+            Exception
+        ):  # a bug; but what is never acknowledged is held by the broker for as long as the channel lives
+            log.exception("%d deliveries could not be acknowledged; trying again", len(batch))
+            self._ready[:0] = batch
+            return False
+        return True
