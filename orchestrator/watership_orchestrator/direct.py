@@ -8,9 +8,10 @@ At rest a batch is one arrival, and a saga waits for four of them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import asyncpg
@@ -48,16 +49,26 @@ class Direct:
         return IteratorResult(columns, iter([tuple(record) for record in records]))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Taken:
+    """A connection that was taken from the pool, and until when it may stay out of it."""
+
+    connection: AsyncConnection
+    driver: asyncpg.Connection[Any]
+    until_s: float
+
+
 class Connections:
     """Connections of an engine's pool, of which the last one stays at hand, until the engine is disposed of.
 
     To take one from the pool and to give it back, for every batch, costs more than a statement does.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, now_s: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
-        self._at_hand: tuple[AsyncConnection, asyncpg.Connection[Any]] | None = None
-        self._until_s = 0.0
+        self._now_s = now_s
+        self._at_hand: _Taken | None = None
+        self._disposals = 0
         sa.event.listen(engine.sync_engine, "engine_disposed", self._let_go)
 
     @contextlib.asynccontextmanager
@@ -76,42 +87,43 @@ class Connections:
     @contextlib.asynccontextmanager
     async def statement(self) -> AsyncIterator[Direct]:
         """Each statement is a transaction by itself: committed when it returns."""
-        connection, driver = await self._take()
+        taken, disposals = await self._take(), self._disposals
+        driver = taken.driver
         direct, is_sound = Direct(driver), False
         try:
             yield direct
             is_sound = True
         finally:
             # A BEGIN that failed may have begun a transaction all the same. Nobody else must be given that.
-            if not direct.is_begun or driver.is_closed() or driver.is_in_transaction():
+            is_in_order = direct.is_begun and not driver.is_closed() and not driver.is_in_transaction()
+            if not is_in_order or disposals != self._disposals:  # or its pool is no more
                 is_sound = False
-                await connection.invalidate()
+                await taken.connection.invalidate()
             if is_sound and self._at_hand is None:
-                self._at_hand = connection, driver
+                self._at_hand = taken
             else:
-                await connection.close()
+                await taken.connection.close()
 
-    async def _take(self) -> tuple[AsyncConnection, asyncpg.Connection[Any]]:
+    async def _take(self) -> _Taken:
         """The one at hand, if it is still good. Now and then it goes through the pool, which knows when one is too old."""
-        now_s = time.monotonic()
+        now_s = self._now_s()
         at_hand, self._at_hand = self._at_hand, None
         if at_hand is not None:
-            connection, driver = at_hand
-            if now_s < self._until_s and not driver.is_closed():
-                return connection, driver
-            await connection.close()
-        self._until_s = now_s + AT_HAND_S
+            if now_s < at_hand.until_s and not at_hand.driver.is_closed():
+                return at_hand
+            await at_hand.connection.close()
         connection = await self._engine.connect()  # not `raw_connection`, whose errors are the driver's own
-        taken = (await connection.get_raw_connection()).driver_connection
-        assert taken is not None, "a connection that was just taken has one"
-        return connection, taken
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None, "a connection that was just taken has one"
+        return _Taken(connection, driver, now_s + AT_HAND_S)
 
     def _let_go(self, _: object) -> None:
         """Its pool is no more."""
+        self._disposals += 1
         at_hand, self._at_hand = self._at_hand, None
-        if at_hand is not None and at_hand[0].sync_connection is not None:
-            at_hand[0].sync_connection.invalidate()
-            at_hand[0].sync_connection.close()
+        if at_hand is not None and at_hand.connection.sync_connection is not None:
+            at_hand.connection.sync_connection.invalidate()
+            at_hand.connection.sync_connection.close()
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,11 +2,12 @@
 
 By way of SQLAlchemy's execution, each cost as much CPU again as the way to the database and back; and every handler behind a
 barrier pays for two of them. It is the same connection and the same transaction, and errors are SQLAlchemy's; what is left
-out is what listens to statements, such as ``echo``. It must never know what a row means.
+out is what listens to statements and to their errors, such as ``echo``. It must never know what a row means.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -54,15 +55,21 @@ def run_straight(connection: Connection, statement: sa.Insert | sa.Update, value
     dialect = connection.dialect
     compiled = _compiled(statement, dialect)
     arguments = compiled.arguments(values)
-    cursor = connection.connection.cursor()
+    cursor = None
     try:
+        cursor = connection.connection.cursor()
         cursor.execute(compiled.text, arguments)
         return int(cursor.rowcount)
     except dialect.loaded_dbapi.Error as error:
         if dialect.is_disconnect(error, connection.connection, cursor):
             connection.exec_driver_sql(compiled.text, arguments)  # fails as well, and tells the pool of it
         raise sa.exc.DBAPIError.instance(
-            compiled.text, arguments, error, dialect.loaded_dbapi.Error, dialect=dialect
+            compiled.text,
+            arguments,
+            error,
+            dialect.loaded_dbapi.Error,
+            hide_parameters=connection.engine.hide_parameters,
+            dialect=dialect,
         ) from error
     except BaseException:
         # Cancelled, say, in the middle of it: what the server made of it, nobody knows, and nobody else must be given the
@@ -70,4 +77,6 @@ def run_straight(connection: Connection, statement: sa.Insert | sa.Update, value
         connection.invalidate()
         raise
     finally:
-        cursor.close()
+        if cursor is not None:
+            with contextlib.suppress(Exception):  # one whose connection is gone
+                cursor.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -155,3 +156,24 @@ async def test_it_ends_with_its_engine(database: AsyncEngine) -> None:
     assert driver.is_closed()
     async with connections.statement() as asked:  # as the engine itself may be used again
         assert await backend(asked)
+
+
+async def test_one_in_use_while_its_engine_is_disposed_of_is_not_kept(database: AsyncEngine) -> None:
+    connections = Connections(database)
+    async with connections.statement() as asked:
+        mine = await backend(asked)
+        await database.dispose()
+    async with connections.statement() as asked:
+        assert await backend(asked) != mine
+
+
+async def test_another_one_does_not_make_it_younger(database: AsyncEngine) -> None:
+    now_s = 0.0
+    checked_out: list[object] = []
+    sa.event.listen(database.sync_engine, "checkout", lambda *given: checked_out.append(given))
+    connections = Connections(database, lambda: now_s)
+    for _ in range(4):
+        async with contextlib.AsyncExitStack() as inner, connections.statement():
+            await inner.enter_async_context(connections.statement())
+        now_s += 0.6 * direct.AT_HAND_S
+    assert len(checked_out) == 4 + 2, "the second each time, the first each second time"

@@ -123,3 +123,15 @@ def test_an_end_does_not_wait_for_what_cannot_be_told() -> None:
         await acks.flush()
 
     run(main())
+
+
+def test_an_end_waits_for_what_is_under_way() -> None:
+    async def main() -> None:
+        broker = Broker(takes_s=1)
+        acks = Acks(broker, together_max=1)
+        acks.add([delivery(1)])
+        await asyncio.sleep(0.5)
+        await acks.flush()
+        assert broker.told == [(1, [1])]
+
+    run(main())

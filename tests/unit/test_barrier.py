@@ -265,6 +265,28 @@ async def test_the_table_is_where_the_schema_is_translated_to(sqlite_url: str, t
     await engine.dispose()
 
 
+async def test_errors_of_its_statements_are_sqlalchemys_and_hide_what_an_engine_hides(sqlite_url: str) -> None:
+    engine = create_async_engine(sqlite_url, hide_parameters=True)
+    await create_tables(engine)
+    async with engine.begin() as connection:
+        stops = "CREATE TRIGGER stops BEFORE UPDATE ON watership_barrier BEGIN SELECT RAISE(ABORT, 'stopped'); END"
+        await connection.execute(sa.text(stops))
+    bench = Bench(engine)
+    refused = await bench.run(Action.ACT, run="secret")
+    assert isinstance(refused.error, sa.exc.DBAPIError)
+    assert "stopped" in str(refused.error)
+    assert "secret" not in str(refused.error)
+
+    async def closes(_: Order) -> None:
+        async with AsyncSession(engine) as session, session.begin(), barrier(session):
+            driver = (await (await session.connection()).get_raw_connection()).driver_connection
+            assert driver is not None
+            await driver.close()
+
+    assert isinstance((await bench.act(closes)).error, sa.exc.DBAPIError)
+    await engine.dispose()
+
+
 async def test_a_connection_need_not_be_in_a_transaction_yet(bench: Bench) -> None:
     async def body(context: Order) -> None:
         async with bench.engine.connect() as connection:

@@ -63,7 +63,9 @@ class Acks:
             self._look_again()
 
     async def flush(self) -> None:
-        """Acknowledges what there is, at once."""
+        """Acknowledges what there is, at once, and waits for what is under way."""
+        if self._telling is not None:
+            await asyncio.wait({self._telling})
         while self._ready and await self._take():
             pass
 
